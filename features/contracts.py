@@ -1,0 +1,260 @@
+"""The tables between stages: their schemas, keys and meaning, and the one check that ends every stage."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from pyspark.sql import DataFrame
+from pyspark.sql import types as T
+
+from features import columns as c
+
+
+class ContractError(Exception):
+    """Data that breaks a contract: what, where, which value, how to fix it."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One versioned table. `name` ends in its version; an incompatible change is a new name."""
+
+    name: str
+    row: str
+    key: tuple[str, ...]
+    schema: T.StructType
+
+    @property
+    def schema_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of names, types and nullability, in order."""
+        shape = [(f.name, f.dataType.simpleString(), f.nullable) for f in self.schema.fields]
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+
+
+def conform(frame: DataFrame, contract: Contract) -> DataFrame:
+    """Select the contract's columns in its order, or raise one ContractError that lists every problem.
+
+    Missing columns and other types are problems; further columns are dropped. Nullability is the
+    writer's duty: Spark marks computed columns nullable, so it is not compared here.
+    """
+    found = {f.name: f.dataType for f in frame.schema.fields}
+    problems = []
+    for field in contract.schema.fields:
+        if field.name not in found:
+            problems.append(f"column {field.name} is missing")
+        elif found[field.name].simpleString() != field.dataType.simpleString():
+            problems.append(
+                f"column {field.name} is {found[field.name].simpleString()}, expected {field.dataType.simpleString()}"
+            )
+    if problems:
+        raise ContractError(f"{contract.name}: {'; '.join(problems)}. Columns found: {', '.join(found) or 'none'}.")
+    return frame.select(*contract.schema.names)
+
+
+def _column(name: str, kind: T.DataType, doc: str, nullable: bool = False) -> T.StructField:
+    return T.StructField(name, kind, nullable, {"comment": doc})
+
+
+_STRING, _INT, _LONG, _TIME = T.StringType(), T.IntegerType(), T.LongType(), T.TimestampType()
+_INTS = T.ArrayType(_INT, containsNull=False)
+_FLOAT = T.FloatType()
+
+EVENT_FIELDS = (
+    _column(
+        c.EVENT_ID,
+        _LONG,
+        "the log's own order or id, else a hash of user, item, action and time; with user_id it names one event",
+    ),
+    _column(c.ITEM_ID, _STRING, "what was acted on"),
+    _column(c.CATEGORY_ID, _STRING, "the item's category at that moment, where the log knows it", nullable=True),
+    _column(c.ACTION, _STRING, "view, click, like, cart or buy"),
+    _column(c.EVENT_TIME, _TIME, "when it happened, UTC"),
+)
+
+EVENTS = Contract(
+    "events_v1",
+    "One cleaned action of one user.",
+    (c.USER_ID, c.EVENT_ID),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "who acted"),
+            *EVENT_FIELDS,
+            _column(c.INGEST_TIME, _TIME, "when the log received it, where known, UTC", nullable=True),
+        ]
+    ),
+)
+
+REJECTED_EVENTS = Contract(
+    "rejected_events_v1",
+    "One refused row of the log, whole, with the reason.",
+    (),
+    T.StructType(
+        [
+            _column(c.REASON, _STRING, "why it was refused (see features/events.py)"),
+            _column(c.RAW, _STRING, "the row as it was read: the text line, or the columns as JSON"),
+        ]
+    ),
+)
+
+_SESSION_FIELDS = [
+    _column(c.SESSION_ID, _STRING, "16 hex digits: hash of (user_id, session_start)"),
+    _column(c.USER_ID, _STRING, "whose session"),
+    _column(c.SESSION_START, _TIME, "time of the first event, UTC"),
+    _column(c.SESSION_END, _TIME, "time of the last event, UTC"),
+    _column(c.N_EVENTS, _INT, "events in it"),
+    _column(
+        c.EVENTS,
+        T.ArrayType(T.StructType(list(EVENT_FIELDS)), containsNull=False),
+        "the events, ordered by (event_time, event_id)",
+    ),
+]
+
+SESSIONS = Contract(
+    "sessions_v1",
+    "One finished session: no event that is still allowed can join it. Written once, on the day it finished.",
+    (c.SESSION_ID,),
+    T.StructType(_SESSION_FIELDS),
+)
+
+OPEN_SESSIONS = Contract(
+    "open_sessions_v1",
+    "One session that may still grow; tomorrow's run takes it up.",
+    (c.SESSION_ID,),
+    T.StructType(_SESSION_FIELDS),
+)
+
+VOCABULARY = Contract(
+    "vocabulary_v1",
+    "One token and its id. 0 is padding and 1 is unknown; ids fall with frequency and never move afterwards.",
+    (c.KIND, c.TOKEN),
+    T.StructType(
+        [
+            _column(c.KIND, _STRING, "item or category"),
+            _column(c.TOKEN, _STRING, "the item_id or category_id"),
+            _column(c.ID, _INT, "dense from 2 within its kind"),
+            _column(c.COUNT, _LONG, "events that carry the token, over all sessions so far"),
+        ]
+    ),
+)
+
+_CHANNEL_FIELDS = [
+    _column(c.LENGTH, _INT, "events in the channels, 1..L; the rest is padding"),
+    _column(c.ITEM, _INTS, "[L] item ids, oldest first"),
+    _column(c.CATEGORY, _INTS, "[L] category ids"),
+    _column(c.ACTION_CODE, _INTS, "[L] action codes: 2 view, 3 click, 4 like, 5 cart, 6 buy"),
+    _column(c.GAP, _INTS, "[L] time since the user's previous event, as a bucket"),
+    _column(c.HOUR, _INTS, "[L] hour of the week, UTC: 1 = Monday 00:00, 168 = Sunday 23:00"),
+    _column(
+        c.NEXT_GAP,
+        _INT,
+        "bucket of the time to the next event (training rows), or of the time from the last event to the cutoff",
+    ),
+    _column(c.LAST_TIME, _TIME, "time of the last event in the channels, UTC"),
+    _column(c.SEEN_ITEMS, _INTS, "distinct item ids of the user's whole kept history before the cutoff, rising"),
+]
+
+SEQUENCES = Contract(
+    "sequences_v1",
+    "One user's latest L events before the cutoff, encoded, right-padded, for scoring.",
+    (c.USER_ID,),
+    T.StructType([_column(c.USER_ID, _STRING, "whose sequence"), *_CHANNEL_FIELDS]),
+)
+
+TRAINING_SEQUENCES = Contract(
+    "training_sequences_v1",
+    "One window of one user's history and what came after it, by split. The target of position t < length - 1 is the "
+    "event at t + 1; that of the last position is the next_* columns. Train windows have empty label and seen arrays.",
+    (c.USER_ID, c.WINDOW, c.SPLIT),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "whose window"),
+            _column(c.WINDOW, _INT, "0 is the latest window, 1 the one before it, …"),
+            *_CHANNEL_FIELDS,
+            _column(c.NEXT_ITEM, _INT, "item id of the event after the window"),
+            _column(c.NEXT_CATEGORY, _INT, "its category id"),
+            _column(c.NEXT_TIME, _TIME, "its time, UTC"),
+            _column(c.LABEL_ITEMS, _INTS, "item ids of every event in the label period, in order"),
+            _column(c.LABEL_CATEGORIES, _INTS, "their category ids"),
+            _column(c.SPLIT, _STRING, "train, valid or test; a directory of the table"),
+        ]
+    ),
+)
+
+SCORES = Contract(
+    "scores_v1",
+    "One user's future interests as of the cutoff.",
+    (c.USER_ID,),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "whose interests"),
+            _column(c.AS_OF, _TIME, "the cutoff: nothing at or after it was used, UTC"),
+            _column(c.MODEL_VERSION, _STRING, "the bundle that scored the row"),
+            _column(c.PROVENANCE, _STRING, "where the scores come from: model, or popularity for an unknown history"),
+            _column(
+                c.INTERESTS,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.CATEGORY_ID, _STRING, "the interest"),
+                            _column(c.PROBABILITY, _FLOAT, "probability that the next event falls in it, 0..1"),
+                            _column(c.PAST_SHARE, _FLOAT, "its share of the user's past events, smoothed, 0..1"),
+                            _column(c.TREND, _STRING, "new, rising, steady or fading against that share"),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "the K likeliest interests, falling by probability",
+            ),
+            _column(
+                c.ITEMS,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.ITEM_ID, _STRING, "the item"),
+                            _column(c.PROBABILITY, _FLOAT, "probability of being the next item, 0..1"),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "the K likeliest items, falling by probability",
+            ),
+        ]
+    ),
+)
+
+_WEIGHTED_ITEMS = T.ArrayType(
+    T.StructType([_column(c.ITEM_ID, _STRING, "the item"), _column(c.PROBABILITY, _FLOAT, "0..1")]),
+    containsNull=False,
+)
+_WEIGHTED_CATEGORIES = T.ArrayType(
+    T.StructType([_column(c.CATEGORY_ID, _STRING, "the category"), _column(c.PROBABILITY, _FLOAT, "0..1")]),
+    containsNull=False,
+)
+
+SIMULATED_TRUTH = Contract(
+    "simulated_truth_v1",
+    "What a simulated user's next event after the cutoff is, in truth: from the hidden state, and from the observed "
+    "history alone (the oracle, which no honest model beats by more than noise).",
+    (c.USER_ID,),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "the simulated user"),
+            _column(c.AS_OF, _TIME, "the cutoff, UTC"),
+            _column(c.LATENT_CATEGORIES, _WEIGHTED_CATEGORIES, "all categories given the hidden state, falling"),
+            _column(c.ORACLE_CATEGORIES, _WEIGHTED_CATEGORIES, "all categories given the observed history, falling"),
+            _column(c.LATENT_ITEMS, _WEIGHTED_ITEMS, "the 100 likeliest items given the hidden state, falling"),
+            _column(c.ORACLE_ITEMS, _WEIGHTED_ITEMS, "the 100 likeliest items given the observed history, falling"),
+        ]
+    ),
+)
+
+CONTRACTS = (
+    EVENTS,
+    REJECTED_EVENTS,
+    SESSIONS,
+    OPEN_SESSIONS,
+    VOCABULARY,
+    SEQUENCES,
+    TRAINING_SEQUENCES,
+    SCORES,
+    SIMULATED_TRUTH,
+)

@@ -1,0 +1,110 @@
+"""The whole configuration: `conf/base.yaml`, overlays and `--set key=value`, checked before anything runs."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from features.events import CleaningSpec
+from features.scoring import ScoringSpec
+from features.sequences import SequencesSpec
+from features.sessions import SessionsSpec
+from features.simulation import SimulationSpec
+from features.vocabulary import VocabularySpec
+from model.evaluation import EvaluationSpec
+from model.spec import NetworkSpec, TrainingSpec
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+class UsageError(Exception):
+    """A wrong argument or configuration value: what, where, which value, how to fix it. Exit code 2."""
+
+
+class Settings(BaseModel):
+    """Every setting of every stage; `conf/base.yaml` holds the values, their units and reasons."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    simulation: SimulationSpec
+    cleaning: CleaningSpec
+    sessions: SessionsSpec
+    vocabulary: VocabularySpec
+    sequences: SequencesSpec
+    network: NetworkSpec
+    training: TrainingSpec
+    evaluation: EvaluationSpec
+    scoring: ScoringSpec
+
+
+def load_settings(overlays: Sequence[str] = (), assignments: Sequence[str] = ()) -> Settings:
+    """Read `conf/base.yaml`, lay each overlay file over it, then each `section.key=value`.
+
+    Raises:
+        UsageError: a file, key or value is wrong; the message names it and what is allowed.
+    """
+    tree = read_yaml(CONF_DIR / "base.yaml")
+    for overlay in overlays:
+        tree = _merge(tree, read_yaml(Path(overlay)))
+    for assignment in assignments:
+        tree = _merge(tree, _assignment_tree(assignment))
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        origin = ", ".join(["conf/base.yaml", *overlays, *(f"--set {a}" for a in assignments)])
+        raise UsageError(f"The configuration ({origin}) is not valid: {describe(error)}.") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping; an unreadable or non-mapping file is a UsageError that names it."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path} must hold a YAML mapping (section: …), found {type(tree).__name__}.")
+    return tree
+
+
+def describe(error: ValidationError) -> str:
+    """All problems of a validation error on one line: key, value, what is wrong."""
+    problems = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            problems.append(f"unknown key {key} (value {detail['input']!r}); remove it or correct its spelling")
+        elif detail["type"] == "missing":
+            problems.append(f"key {key} is missing")
+        else:
+            problems.append(f"{key} = {detail['input']!r}: {detail['msg']}")
+    return "; ".join(problems)
+
+
+def config_hash(*sections: BaseModel) -> str:
+    """First 16 hex digits of the SHA-256 over the sections a stage depends on."""
+    content = json.dumps([section.model_dump(mode="json") for section in sections], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _assignment_tree(assignment: str) -> dict[str, Any]:
+    key, equals, text = assignment.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {assignment!r}: expected section.key=value, for example sessions.gap_s=1800.")
+    tree: Any = yaml.safe_load(text)
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return dict(tree)

@@ -1,0 +1,1 @@
+"""TensorFlow and NumPy: arrays in, arrays out. Never imports Spark or the jobs."""
