@@ -99,6 +99,18 @@ class Store:
         self.check(contract, dt, made_by)
         return spark.read.schema(contract.schema).parquet(self.path(contract.name, dt))
 
+    def read_until(
+        self, spark: SparkSession, contract: Contract, dt: date | str, made_by: str
+    ) -> tuple[DataFrame, dict[str, str], int]:
+        """All finished partitions up to a day, that day included: (rows, manifest hashes by partition, bytes)."""
+        self.manifest(contract.name, dt, made_by)
+        days = [day for day in self.dates(contract.name) if day <= str(dt)]
+        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+            manifests = list(pool.map(lambda day: self.check(contract, day, made_by), days))
+        hashes = {f"{contract.name}/{manifest.dt}": manifest.hash for manifest in manifests}
+        rows = spark.read.schema(contract.schema).parquet(*(self.path(contract.name, day) for day in days))
+        return rows, hashes, sum(int(file["bytes"]) for manifest in manifests for file in manifest.files)
+
     def check(self, contract: Contract, dt: date | str, made_by: str) -> Manifest:
         """Refuse a partition whose schema or files are not those of its manifest."""
         manifest = self.manifest(contract.name, dt, made_by)
@@ -108,14 +120,14 @@ class Store:
                 f"{where} was written with schema {manifest.schema_hash}, this version reads {contract.schema_hash}. "
                 f"Run {made_by} for {dt} again."
             )
-        sizes = {path: size for path, size in self._data_files(where)}
+        sizes = dict(self._data_files(where))
         for expected in manifest.files:
             size = sizes.pop(f"{where}/{expected['path']}", None)
             if size != expected["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes"
                 raise ContractError(
-                    f"{where}/{expected['path']} {found}, its manifest says {expected['bytes']} bytes: the partition is "
-                    f"torn. Run {made_by} for {dt} again."
+                    f"{where}/{expected['path']} {found}, its manifest says {expected['bytes']} bytes: the partition "
+                    f"is torn. Run {made_by} for {dt} again."
                 )
         if sizes:
             raise ContractError(
@@ -169,6 +181,12 @@ class Store:
         staged = self.staging(contract.name, dt)
         frame.write.mode("error").parquet(staged)
         return self.publish(contract, dt, staged, lineage, time_column)
+
+    def row_counts(self, folder: str) -> list[tuple[str, int]]:
+        """(path, rows) of every Parquet file below a folder, in order of path; none where the folder is missing."""
+        if not self.fs.exists(folder):
+            return []
+        return [(path, self._footer(path).num_rows) for path, _ in self._data_files(folder)]
 
     def write_json(self, path: str, content: Any) -> None:
         """Write JSON under a temporary name, then rename: a reader sees the old file, the new one, or none."""

@@ -1,0 +1,48 @@
+"""How many pieces work is cut into: shuffle partitions from bytes, row groups from rows and world sizes."""
+
+from dataclasses import dataclass
+from math import ceil, lcm
+
+from features.contracts import ContractError
+
+_MIB = 1 << 20
+
+
+def partitions_for(input_bytes: int, partition_mib: int, least: int) -> int:
+    """Shuffle partitions so that each takes in at most about `partition_mib` of input, at least `least`."""
+    return max(least, ceil(input_bytes / (partition_mib * _MIB)))
+
+
+@dataclass(frozen=True)
+class RowGroupPlan:
+    """Rows of each row group of one split; sizes differ by at most one."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Index of the first row of each group."""
+        starts = [0]
+        for size in self.sizes[:-1]:
+            starts.append(starts[-1] + size)
+        return tuple(starts)
+
+
+def plan_row_groups(n_rows: int, row_bytes: int, world_sizes: tuple[int, ...], group_mib: int) -> RowGroupPlan:
+    """Cut n_rows into equal row groups of at most about group_mib, their number a multiple of every world size.
+
+    A rank reads the row groups whose index is its rank modulo the world size; so all ranks of a planned
+    world size get the same number of groups, and numbers of rows that differ by at most one a group.
+
+    Raises:
+        ContractError: fewer rows than groups are needed, so that a rank would have none.
+    """
+    unit = lcm(*world_sizes)
+    if n_rows < unit:
+        raise ContractError(
+            f"{n_rows} rows cannot be shared among sequences.world_sizes = {list(world_sizes)}, which need {unit} row "
+            f"groups. Take a longer log or lower sequences.world_sizes."
+        )
+    n_groups = unit * max(1, ceil(n_rows * row_bytes / (group_mib * _MIB * unit)))
+    small, larger = divmod(n_rows, n_groups)
+    return RowGroupPlan(tuple(small + (index < larger) for index in range(n_groups)))
