@@ -83,8 +83,8 @@ def _check_splits(splits: dict[str, SplitSummary], settings: Settings, date: dat
         if found.rows == 0:
             raise ContractError(
                 f"training_sequences_v1 of {date} would have no {name} rows (protocol {split_spec.protocol}, "
-                f"valid_days {split_spec.valid_days}, test_days {split_spec.test_days}). Users need events before and after each "
-                f"cutoff: take a longer log, or other days with --set sequences.split.test_days=…."
+                f"valid_days {split_spec.valid_days}, test_days {split_spec.test_days}). Users need events before and "
+                f"after each cutoff: take a longer log, or other days with --set sequences.split.test_days=…."
             )
     if split_spec.protocol != c.GLOBAL_TIME:
         return
@@ -94,8 +94,8 @@ def _check_splits(splits: dict[str, SplitSummary], settings: Settings, date: dat
         if found.last_input_us >= at or leaks:
             raise ContractError(
                 f"training_sequences_v1 of {date}, split {name}: inputs reach to {_iso(found.last_input_us)} and "
-                f"labels go from {_iso(found.first_label_us)} to {_iso(found.last_label_us)}, but the cutoff is {_iso(at)}. "
-                f"This is a defect of features/windows.py, not of the data; nothing was published."
+                f"labels go from {_iso(found.first_label_us)} to {_iso(found.last_label_us)}, but the cutoff is "
+                f"{_iso(at)}. This is a defect of features/windows.py, not of the data; nothing was published."
             )
 
 

@@ -95,7 +95,8 @@ def sessionize(
         )
         staged = store.staging(SESSIONS.name, last_day)
         sessions.write.partitionBy(c.DT).parquet(staged)
-        counters = {name: int(value or 0) for name, value in (observed.get | cut.get).items()}
+        found = observed.get | cut.get
+        counters = {name: int(found[name] or 0) for name in [*rejection_counters(), "events", "events_open"]}
         rejected = {n.removeprefix("rejected_"): v for n, v in counters.items() if n.startswith("rejected_") and v}
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         if rejected:

@@ -1,0 +1,213 @@
+"""Night after night on a real Spark: midnight, late rows, repeats, backfills, and what is refused."""
+
+import gzip
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from features import columns as c
+from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABULARY, ContractError
+from jobs.sessionize import Sessionized, sessionize
+from jobs.settings import Settings, load_settings
+from jobs.store import MANIFEST, Store
+from jobs.vocabulary import build_vocabulary
+from tests.logs import SOURCE, line, write_log
+
+MADE_BY = "jobs/sessionize.py"
+FIRST, SECOND, THIRD = date(2024, 3, 1), date(2024, 3, 2), date(2024, 3, 3)
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings(assignments=["sessions.lateness_days=0"])
+
+
+def run(
+    spark: SparkSession, settings: Settings, root: Path, log: str, day: date, first: date | None = None, **flags: bool
+) -> Sessionized:
+    bootstrap = flags.get("bootstrap", day == FIRST or first == FIRST)
+    return sessionize(spark, settings, SOURCE, [log], str(root), first or day, day, bootstrap)
+
+
+def rows(spark: SparkSession, root: Path, day: date) -> list[str]:
+    """Finished and open sessions of a day, each as text, in order."""
+    store, found = Store(str(root)), []
+    for contract in (SESSIONS, OPEN_SESSIONS):
+        frame = store.read(spark, contract, day, MADE_BY)
+        found += [f"{contract.name} {row[0]}" for row in frame.select(F.to_json(F.struct(*frame.columns))).collect()]
+    return sorted(found)
+
+
+def test_a_session_across_midnight_comes_out_once_and_whole(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    night = [line(item="a", when="2024-03-01 23:50"), line(item="b", when="2024-03-02 00:10")]
+    log = write_log(tmp_path / "1.csv", night[0], line(item="c", when="2024-03-01 12:00"))
+    assert run(spark, settings, tmp_path / "out", log, FIRST).n_open == 1
+    log = write_log(tmp_path / "2.csv", night[1])
+    run(spark, settings, tmp_path / "out", log, SECOND)
+
+    store = Store(str(tmp_path / "out"))
+    sessions, _, _ = store.read_until(spark, SESSIONS, SECOND, MADE_BY)
+    items = [[event[c.ITEM_ID] for event in row[c.EVENTS]] for row in sessions.orderBy(c.SESSION_START).collect()]
+    assert items == [["c"], ["a", "b"]]
+    assert store.read(spark, OPEN_SESSIONS, SECOND, MADE_BY).count() == 0
+
+
+def test_running_a_day_again_gives_equal_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "1.csv", line(when="2024-03-01 23:50"), line(user="bob"))
+    run(spark, settings, tmp_path / "out", log, FIRST)
+    log = write_log(tmp_path / "2.csv", line(when="2024-03-02 00:10"), line(user="bob", when="2024-03-02 09:00"))
+    run(spark, settings, tmp_path / "out", log, SECOND)
+    before, identity = rows(spark, tmp_path / "out", SECOND), Store(str(tmp_path / "out")).manifest
+    old = identity(SESSIONS.name, SECOND, MADE_BY).hash
+    run(spark, settings, tmp_path / "out", log, SECOND)
+    assert rows(spark, tmp_path / "out", SECOND) == before
+    assert identity(SESSIONS.name, SECOND, MADE_BY).hash == old
+
+
+def test_a_backfill_in_one_pass_equals_day_by_day(spark: SparkSession, tmp_path: Path) -> None:
+    patient = load_settings(assignments=["sessions.lateness_days=1"])
+    source_rows: dict[date, list[str]] = {FIRST: [], SECOND: [], THIRD: []}
+    random = np.random.default_rng(5)
+    for user in ("ann", "bob", "cid"):
+        for day in source_rows:
+            minutes = sorted(random.choice(24 * 60, size=12, replace=False))
+            source_rows[day] += [line(user, f"i{m % 7}", when=f"{day} {m // 60:02d}:{m % 60:02d}") for m in minutes]
+    for day, lines in source_rows.items():
+        log = write_log(tmp_path / "raw" / f"dt={day}" / "log.csv", *lines)
+        run(spark, patient, tmp_path / "daily", log, day)
+    run(spark, patient, tmp_path / "backfill", str(tmp_path / "raw" / "dt={date}"), THIRD, first=FIRST)
+
+    store = Store(str(tmp_path / "backfill"))
+    assert rows(spark, tmp_path / "daily", THIRD) == rows(spark, tmp_path / "backfill", THIRD)
+    for day in (FIRST, SECOND):
+        frames = [Store(str(tmp_path / kind)).read(spark, SESSIONS, day, MADE_BY) for kind in ("daily", "backfill")]
+        assert frames[0].exceptAll(frames[1]).count() == frames[1].exceptAll(frames[0]).count() == 0
+    assert store.manifest(SESSIONS.name, SECOND, MADE_BY).rows > 0
+
+
+def test_late_rows_join_their_session_and_repeated_ones_do_not_count(spark: SparkSession, tmp_path: Path) -> None:
+    patient = load_settings(assignments=["sessions.lateness_days=1"])
+    morning = line(item="a", when="2024-03-01 09:00")
+    run(spark, patient, tmp_path / "out", write_log(tmp_path / "1.csv", morning), FIRST)
+    late = write_log(
+        tmp_path / "2.csv", morning, line(item="b", when="2024-03-01 09:10"), line(item="c", when="2024-02-29 09:00")
+    )
+    done = run(spark, patient, tmp_path / "out", late, SECOND)
+    assert (done.rejected, done.duplicates) == ({"too_late": 1}, 1)
+    assert done.n_sessions + done.n_open == 1
+    run(
+        spark,
+        patient,
+        tmp_path / "out",
+        write_log(tmp_path / "3.csv", line(user="bob", when="2024-03-03 12:00")),
+        THIRD,
+    )
+    sessions, _, _ = Store(str(tmp_path / "out")).read_until(spark, SESSIONS, THIRD, MADE_BY)
+    assert [[e[c.ITEM_ID] for e in row[c.EVENTS]] for row in sessions.collect()] == [["a", "b"]]
+
+
+def test_one_partition_or_many_give_the_same_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    from features.events import RunDays, good_events, parse_events
+    from features.sessions import cut_sessions
+    from features.sources import read_log
+
+    lines = [line(f"u{k % 11}", f"i{k % 5}", when=f"2024-03-01 {k % 24:02d}:{k % 60:02d}") for k in range(400)]
+    results = []
+    for name, order, n_partitions in (("a", lines, 1), ("b", lines[::-1], 7)):
+        log = write_log(tmp_path / f"{name}.csv", *order)
+        parsed = parse_events(read_log(spark, SOURCE, [log]), SOURCE, settings.cleaning, RunDays(FIRST, FIRST, 0))
+        cut = cut_sessions(good_events(parsed), None, settings.sessions, FIRST, n_partitions)
+        results.append(sorted(str(row.asDict(recursive=True)) for row in cut.collect()))
+    assert results[0] == results[1]
+
+
+def test_a_day_without_its_predecessor_is_refused(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "2.csv", line(when="2024-03-02 12:00"))
+    with pytest.raises(ContractError, match=r"open_sessions_v1 has no finished partition for 2024-03-01.*--bootstrap"):
+        run(spark, settings, tmp_path / "out", log, SECOND)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_cut_off_in_the_middle_is_named_and_leaves_nothing(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    text = "\n".join(["user,item,category,what,when", *(line(f"u{k}", f"i{k}") for k in range(5_000))])
+    whole = gzip.compress(text.encode())
+    (tmp_path / "torn.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ContractError, match=r"torn\.csv\.gz is cut off or damaged"):
+        run(spark, settings, tmp_path / "out", str(tmp_path / "torn.csv.gz"), FIRST)
+    assert Store(str(tmp_path / "out")).dates(SESSIONS.name) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "0 rows were read and none is usable .the log is empty"),
+        ([line(what="stare")], "1 rows were read and none is usable .unknown_action: 1"),
+    ],
+)
+def test_an_empty_or_useless_log_is_refused(
+    spark: SparkSession, settings: Settings, tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        run(spark, settings, tmp_path / "out", write_log(tmp_path / "1.csv", *lines), FIRST)
+    assert Store(str(tmp_path / "out")).dates(SESSIONS.name) == []
+
+
+def test_an_empty_day_between_others_is_fine(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    run(spark, settings, tmp_path / "out", write_log(tmp_path / "1.csv", line(when="2024-03-01 23:50")), FIRST)
+    run(spark, settings, tmp_path / "out", write_log(tmp_path / "2.csv"), SECOND)
+    store = Store(str(tmp_path / "out"))
+    assert store.read(spark, SESSIONS, SECOND, MADE_BY).count() == 1
+    assert store.read(spark, REJECTED_EVENTS, SECOND, MADE_BY).count() == 0
+
+
+def test_a_missing_input_is_named(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"nowhere\.csv: no such file"):
+        run(spark, settings, tmp_path / "out", str(tmp_path / "nowhere.csv"), FIRST)
+
+
+def test_a_partition_without_manifest_or_with_a_torn_file_is_refused(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    root = tmp_path / "out"
+    run(spark, settings, root, write_log(tmp_path / "1.csv", line(), line(when="2024-03-01 23:59")), FIRST)
+    partition = root / "sessions_v1" / "dt=2024-03-01"
+    data = next(partition.glob("*.parquet"))
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-10])
+    with pytest.raises(ContractError, match=r"bytes: the partition is torn\. Run jobs/sessionize\.py"):
+        build_vocabulary(spark, settings, str(root), FIRST)
+    data.write_bytes(whole)
+    (partition / "part-stray.parquet").write_bytes(whole)
+    with pytest.raises(ContractError, match=r"part-stray\.parquet, which its manifest does not know"):
+        build_vocabulary(spark, settings, str(root), FIRST)
+    (partition / "part-stray.parquet").unlink()
+    (partition / MANIFEST).unlink()
+    with pytest.raises(ContractError, match="sessions_v1 has no finished partition for 2024-03-01"):
+        build_vocabulary(spark, settings, str(root), FIRST)
+
+
+def test_vocabulary_ids_fall_with_frequency_and_never_move(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    root = tmp_path / "out"
+    first = [line(item=item, category="c", when=f"2024-03-01 0{h}:00") for h, item in enumerate("abbcc")]
+    run(spark, settings, root, write_log(tmp_path / "1.csv", *first), FIRST)
+    build_vocabulary(spark, settings, str(root), FIRST)
+    second = [line(item=item, category="c", when=f"2024-03-02 0{h}:00") for h, item in enumerate("aaadee")]
+    run(spark, settings, root, write_log(tmp_path / "2.csv", *second), SECOND)
+    build_vocabulary(spark, settings, str(root), SECOND)
+
+    def ids(day: date) -> dict[str, tuple[int, int]]:
+        frame = Store(str(root)).read(spark, VOCABULARY, day, "jobs/vocabulary.py").where(F.col(c.KIND) == "item")
+        return {row[c.TOKEN]: (row[c.ID], row[c.COUNT]) for row in frame.collect()}
+
+    assert ids(FIRST) == {"b": (2, 2), "c": (3, 2), "a": (4, 1)}
+    assert ids(SECOND) == {"b": (2, 2), "c": (3, 2), "a": (4, 4), "e": (5, 2), "d": (6, 1)}
