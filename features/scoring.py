@@ -1,0 +1,290 @@
+"""Bulk scoring: encoded sequences in, one row of future interests for every user out.
+
+One numeric seam: Arrow batches in, Arrow batches out. The model behind it is a `Scorer`, made once in each Python
+worker process; nothing here knows what computes the probabilities.
+
+Shapes: B rows, L positions, W fetched, K kept, V vocabulary (PAD and OOV included).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from features import columns as c
+from features.contracts import SCORES, SEQUENCES, ContractError, conform
+from features.trends import FADING, TRENDS, past_shares, trend_codes
+
+# Provenance of a row
+FROM_MODEL = "model"
+FROM_POPULARITY = "popularity"
+
+# Extra items fetched so that K remain after removal of what was seen: 0, else the least of 16, 64, 256, … that is
+# enough. Few different widths, because each may cost the scorer a compilation.
+_FETCH_STEPS = 16 * 4 ** np.arange(14, dtype=np.int64)
+
+_INPUT = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.NEXT_GAP, c.SEEN_ITEMS)
+_OUTPUT = (c.USER_ID, c.PROVENANCE, c.INTERESTS, c.ITEMS)
+
+Ids = NDArray[np.int32]
+Probabilities = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class ScoringSpec(BaseModel):
+    """What a row of scores_v1 holds. Units and reasons are in conf/base.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top_k_items: int = Field(ge=1)
+    top_k_interests: int = Field(ge=1)
+    fading_interests: int = Field(ge=0)
+    interest_depth: int = Field(ge=1)
+    seen_items: Literal["keep", "remove"]
+    past_smoothing_events: float = Field(gt=0)
+    new_probability_floor: float = Field(ge=0, le=1)
+    rising_ratio: float = Field(gt=1)
+    fading_ratio: float = Field(gt=0, lt=1)
+    batch_rows: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _depth_holds_top(self) -> Self:
+        if self.interest_depth < self.top_k_interests:
+            raise ValueError(
+                f"interest_depth = {self.interest_depth} is less than top_k_interests = {self.top_k_interests}; "
+                "raise it or lower the other"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Names:
+    """Tokens of one kind by id and how often each occurred. tokens: [V] strings, counts: [V]; PAD and OOV count 0."""
+
+    tokens: pa.Array
+    counts: NDArray[np.int64]
+
+    @cached_property
+    def shares(self) -> NDArray[np.float64]:
+        """Share of each id among all known events; [V], sums to 1."""
+        return self.counts / max(int(self.counts.sum()), 1)
+
+    @cached_property
+    def by_popularity(self) -> Ids:
+        """All known ids, most frequent first, ties by smaller id; [V - 2]."""
+        order = np.argsort(-self.counts[c.FIRST_ID :], kind="stable")
+        return (order + c.FIRST_ID).astype(np.int32)
+
+
+class Scorer(Protocol):
+    """A loaded model. `length` is its L; `items` and `categories` name its ids."""
+
+    length: int
+    items: Names
+    categories: Names
+
+    def top(
+        self, channels: dict[str, Ids], length: Ids, next_gap: Ids, k_items: int, k_categories: int
+    ) -> tuple[Ids, Probabilities, Ids, Probabilities]:
+        """Likeliest items and categories of B sequences.
+
+        channels: [B, L] by channel name; length, next_gap: [B] →
+        item ids [B, k_items], their probabilities, category ids [B, k_categories], their probabilities;
+        each row falling by probability, ties by smaller id.
+        """
+        ...
+
+
+def score_users(
+    sequences: DataFrame, make_scorer: Callable[[], Scorer], spec: ScoringSpec, as_of: datetime, model_version: str
+) -> DataFrame:
+    """scores_v1: each user of sequences_v1 exactly once.
+
+    Interests: the `top_k_interests` likeliest categories, and after them up to `fading_interests` further ones that
+    fade, those with the largest past share first, looked for among the `interest_depth` likeliest; an interest that
+    fell below that depth is not listed. All are ordered by falling probability.
+    Items: the `top_k_items` likeliest, after removal of every seen item where `seen_items` is `remove`; probabilities
+    are those of the full distribution, so they do not sum to 1.
+    Provenance is `model`, or `popularity` where the model knows none of the user's items and categories: such a row
+    gets the shares of the vocabulary's counts.
+    Ids above the model's vocabulary (tokens younger than the model) count as unknown.
+
+    make_scorer travels to the Python workers and is called once in each worker process; it is hashable, and equal
+    ones make equal scorers. as_of is the cutoff, with time zone.
+    """
+
+    def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        scorer = _loaded(make_scorer)
+        for batch in batches:
+            yield from score_batch(batch, scorer, spec)
+
+    scored = sequences.select(*_INPUT).mapInArrow(
+        score_batches, T.StructType([SCORES.schema[name] for name in _OUTPUT])
+    )
+    return conform(
+        scored.withColumn(c.AS_OF, F.lit(as_of)).withColumn(c.MODEL_VERSION, F.lit(model_version)),
+        SCORES,
+    )
+
+
+def score_batch(batch: pa.RecordBatch, scorer: Scorer, spec: ScoringSpec) -> Iterator[pa.RecordBatch]:
+    """Score one Arrow batch in pieces of at most `batch_rows` rows; every row comes out once, in another order.
+
+    Rows are grouped by how many items must be fetched for them, so one user who saw much does not slow the others.
+    """
+    histories = _histories(batch, scorer)
+    fetch = _items_to_fetch(histories, scorer, spec)  # [B]
+    for k_items in np.unique(fetch):
+        rows = np.flatnonzero(fetch == k_items)
+        for start in range(0, len(rows), spec.batch_rows):
+            yield _scored(histories.take(rows[start : start + spec.batch_rows]), int(k_items), scorer, spec)
+
+
+@lru_cache(maxsize=1)
+def _loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
+    """The process's scorer. A Python worker lives over many tasks; it keeps one model and drops it for another."""
+    return make_scorer()
+
+
+class _Histories(NamedTuple):
+    users: pa.Array  # [B]
+    channels: dict[str, Ids]  # [B, L] each
+    length: Ids  # [B]
+    next_gap: Ids  # [B]
+    seen: pa.ListArray  # [B], ragged
+
+    def take(self, rows: NDArray[np.intp]) -> "_Histories":
+        picked = pa.array(rows)
+        channels = {name: channel[rows] for name, channel in self.channels.items()}
+        return _Histories(
+            self.users.take(picked), channels, self.length[rows], self.next_gap[rows], self.seen.take(picked)
+        )
+
+
+def _histories(batch: pa.RecordBatch, scorer: Scorer) -> _Histories:
+    """The batch as arrays. Ids that the model does not know become OOV."""
+    channels = {name: _matrix(batch, name, scorer.length) for name in c.CHANNELS}
+    for name, names in ((c.ITEM, scorer.items), (c.CATEGORY, scorer.categories)):
+        known = channels[name] < len(names.tokens)
+        channels[name] = np.where(known, channels[name], np.int32(c.OOV))
+    length, next_gap = (batch.column(name).to_numpy(zero_copy_only=False) for name in (c.LENGTH, c.NEXT_GAP))
+    return _Histories(batch.column(c.USER_ID), channels, length, next_gap, batch.column(c.SEEN_ITEMS))
+
+
+def _matrix(batch: pa.RecordBatch, name: str, length: int) -> Ids:
+    """A list column as [B, L], with no step per row."""
+    flat = batch.column(name).flatten()
+    if len(flat) != batch.num_rows * length or flat.null_count:
+        sizes = pc.unique(pc.list_value_length(batch.column(name))).to_pylist()
+        raise ContractError(
+            f"{SEQUENCES.name}: column {name} holds lists of {sizes} entries ({flat.null_count} null), the model reads "
+            f"exactly {length}. Write the sequences again with sequences.length = {length}, or use a bundle trained on "
+            "these."
+        )
+    matrix: Ids = flat.to_numpy(zero_copy_only=False).reshape(batch.num_rows, length)
+    return matrix
+
+
+def _items_to_fetch(histories: _Histories, scorer: Scorer, spec: ScoringSpec) -> NDArray[np.int64]:
+    """How many items to ask for so that top_k_items remain without the seen ones; [B]."""
+    n_items = len(scorer.items.tokens) - c.FIRST_ID
+    extra = np.zeros(len(histories.users), np.int64)
+    if spec.seen_items == "remove":
+        n_seen = pc.list_value_length(histories.seen).to_numpy(zero_copy_only=False)
+        extra = np.where(n_seen > 0, _FETCH_STEPS[np.searchsorted(_FETCH_STEPS, n_seen)], 0)
+    return np.minimum(spec.top_k_items + extra, n_items)
+
+
+def _scored(histories: _Histories, k_items: int, scorer: Scorer, spec: ScoringSpec) -> pa.RecordBatch:
+    k_categories = min(spec.interest_depth, len(scorer.categories.tokens) - c.FIRST_ID)
+    item_ids, item_p, category_ids, category_p = scorer.top(
+        histories.channels, histories.length, histories.next_gap, k_items, k_categories
+    )
+    unknown = ((histories.channels[c.ITEM] <= c.OOV) & (histories.channels[c.CATEGORY] <= c.OOV)).all(axis=1)  # [B]
+    item_ids, item_p = _popular_where(unknown, item_ids, item_p, scorer.items)  # [B, W]
+    category_ids, category_p = _popular_where(unknown, category_ids, category_p, scorer.categories)
+    provenance = pa.array((FROM_MODEL, FROM_POPULARITY)).take(pa.array(unknown.astype(np.int8)))
+    columns = (
+        histories.users,
+        provenance,
+        _interests(category_ids, category_p, histories.channels[c.CATEGORY], scorer.categories, spec),
+        _items(item_ids, item_p, histories.seen, scorer.items, spec),
+    )
+    return pa.RecordBatch.from_arrays(list(columns), names=list(_OUTPUT))
+
+
+def _popular_where(unknown: Mask, ids: Ids, probabilities: Probabilities, names: Names) -> tuple[Ids, Probabilities]:
+    """Replace the rows of unknown histories by the most frequent ids and their shares."""
+    popular = names.by_popularity[: ids.shape[1]]  # [W]
+    shares = names.shares[popular].astype(np.float32)
+    return np.where(unknown[:, None], popular, ids), np.where(unknown[:, None], shares, probabilities)
+
+
+def _items(ids: Ids, probabilities: Probabilities, seen: pa.ListArray, names: Names, spec: ScoringSpec) -> pa.ListArray:
+    """The first top_k_items of each row that may be shown; ids, probabilities: [B, W] → [B] lists."""
+    keep = ids >= c.FIRST_ID
+    if spec.seen_items == "remove":
+        keep &= ~_among(ids, seen, len(names.tokens))
+    keep &= np.cumsum(keep, axis=1) <= spec.top_k_items
+    entries = {c.ITEM_ID: names.tokens.take(pa.array(ids[keep])), c.PROBABILITY: pa.array(probabilities[keep])}
+    return _lists(keep, entries)
+
+
+def _among(ids: Ids, lists: pa.ListArray, n_ids: int) -> Mask:
+    """Which ids of a row are in the row's list; ids: [B, W], lists: [B] ragged → [B, W]."""
+    rows = np.arange(len(lists), dtype=np.int64)
+    listed = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    listed_rows = np.repeat(rows, pc.list_value_length(lists).to_numpy(zero_copy_only=False))
+    known = listed < n_ids
+    return np.isin(rows[:, None] * n_ids + ids, (listed_rows * n_ids + listed)[known])
+
+
+def _interests(ids: Ids, probabilities: Probabilities, past: Ids, names: Names, spec: ScoringSpec) -> pa.ListArray:
+    """The listed interests of each row with past share and trend.
+
+    ids, probabilities: [B, W], the interest_depth likeliest; past: [B, L] category channel → [B] lists.
+    """
+    counts = np.zeros(ids.shape, np.int64)  # [B, W]
+    for position in range(past.shape[1]):
+        counts += past[:, position, None] == ids
+    n_known = (past >= c.FIRST_ID).sum(axis=1, keepdims=True)  # [B, 1]
+    shares = past_shares(counts, n_known, names.shares[ids], spec.past_smoothing_events)
+    trends = trend_codes(
+        probabilities, shares, counts, n_known, spec.new_probability_floor, spec.rising_ratio, spec.fading_ratio
+    )
+    keep = ids >= c.FIRST_ID
+    likeliest = keep & (np.cumsum(keep, axis=1) <= spec.top_k_interests)
+    fading = keep & ~likeliest & (trends == FADING)
+    listed = likeliest | _largest(np.where(fading, shares, 0.0), spec.fading_interests)
+    entries = {
+        c.CATEGORY_ID: names.tokens.take(pa.array(ids[listed])),
+        c.PROBABILITY: pa.array(probabilities[listed]),
+        c.PAST_SHARE: pa.array(shares[listed].astype(np.float32)),
+        c.TREND: pa.array(TRENDS).take(pa.array(trends[listed])),
+    }
+    return _lists(listed, entries)
+
+
+def _largest(weights: NDArray[np.float64], k: int) -> Mask:
+    """The k largest positive weights of each row, ties by position; [B, W]."""
+    first = np.argsort(-weights, axis=1, kind="stable")[:, :k]
+    mask = np.zeros(weights.shape, bool)
+    np.put_along_axis(mask, first, True, axis=1)
+    return mask & (weights > 0)
+
+
+def _lists(keep: Mask, entries: dict[str, Sequence[object]]) -> pa.ListArray:
+    """One list of structs a row, of the entries that `keep` [B, W] marks, in row-major order."""
+    offsets = np.concatenate(([0], np.cumsum(keep.sum(axis=1)))).astype(np.int32)
+    structs = pa.StructArray.from_arrays(list(entries.values()), names=list(entries))
+    return pa.ListArray.from_arrays(pa.array(offsets), structs)

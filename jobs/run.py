@@ -1,0 +1,204 @@
+"""The whole path in one command: a raw log in, every user's future interests out, with a line for each stage."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date, timedelta
+from typing import TypeVar
+
+from pyspark.sql import SparkSession
+
+from features.contracts import (
+    OPEN_SESSIONS,
+    REJECTED_EVENTS,
+    SCORES,
+    SEQUENCES,
+    SESSIONS,
+    SIMULATED_TRUTH,
+    TRAINING_SEQUENCES,
+    VOCABULARY,
+)
+from features.sources import SourceMap
+from jobs import score as scoring
+from jobs import sequences as encoding
+from jobs import sessionize as cutting
+from jobs import vocabulary as counting
+from jobs.cli import day, run_job, say, stage_parser
+from jobs.evaluate import EvaluationResult, evaluate, format_table
+from jobs.inputs import find_inputs, load_source, log_span
+from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
+from jobs.simulate import RAW, simulate
+from jobs.spark import spark_session
+from jobs.store import Store
+from jobs.train import launch
+from jobs.words import users_in_words
+
+DEMO_CONF = CONF_DIR / "demo.yaml"
+DEMO_DATE = date(2024, 6, 30)  # any fixed day: the demo's numbers are the same on every machine and day
+DEMO_SOURCE = "simulated"
+_USERS_IN_WORDS = 5
+
+Result = TypeVar("Result")
+
+
+class Stages:
+    """Numbers the stages, says what each does, what came out and how long it took."""
+
+    def __init__(self, n_stages: int) -> None:
+        self._n_stages = n_stages
+        self._done = 0
+        self._started = time.monotonic()
+
+    def run(self, name: str, what: str, work: Callable[[], Result], summary: Callable[[Result], str]) -> Result:
+        """Do one stage between two lines; an error of the stage passes through."""
+        self._done += 1
+        label = f"[{self._done}/{self._n_stages}] {name}"
+        say(f"{label}: {what} …")
+        started = time.monotonic()
+        result = work()
+        say(f"{label}: {summary(result)} ({time.monotonic() - started:.1f} s)")
+        return result
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of the first stage."""
+        return time.monotonic() - self._started
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All stages for one day; what an earlier run of that day wrote is replaced."""
+    _check(arguments)
+    overlays = [str(DEMO_CONF), *arguments.conf] if arguments.demo else list(arguments.conf)
+    settings = load_settings(overlays, arguments.set)
+    source = load_source(arguments.source or DEMO_SOURCE)
+    root, store = arguments.root, Store(arguments.root)
+    stages = Stages(7 if arguments.demo else 6)
+    spark = spark_session("run")
+
+    if arguments.demo:
+        last = arguments.date or DEMO_DATE
+        first = last - timedelta(days=settings.simulation.days - 1)
+        inputs = [f"{store.root}/{RAW}"]
+        stages.run(
+            "simulate",
+            f"{settings.simulation.users:,} users over {settings.simulation.days} days to {last}",
+            lambda: simulate(spark, settings, root, last),
+            lambda facts: f"{facts['rows']:,} rows of raw log",
+        )
+    else:
+        inputs = arguments.input
+        first, last = _span(spark, settings, source, arguments, store)
+    stages.run(
+        "sessionize",
+        f"cleaning the log and cutting sessions, {first} to {last}",
+        lambda: cutting.sessionize(spark, settings, source, inputs, root, first, last, bootstrap=True),
+        cutting.summary,
+    )
+    stages.run(
+        "vocabulary",
+        "numbering items and categories",
+        lambda: counting.build_vocabulary(spark, settings, root, last),
+        counting.summary,
+    )
+    stages.run(
+        "sequences",
+        "encoding histories, cutting train, valid and test",
+        lambda: encoding.build_sequences(spark, settings, root, last),
+        lambda manifests: encoding.summary(*manifests),
+    )
+    stages.run(
+        "train",
+        f"the network on {arguments.ranks} Horovod rank{'s' if arguments.ranks > 1 else ''}",
+        lambda: launch(arguments.ranks, root, last, overlays, arguments.set),
+        lambda _: f"bundle in {store.path('bundle', last)}",
+    )
+    result = stages.run(
+        "evaluate",
+        "ranking held-out events, baselines beside the model",
+        lambda: evaluate(settings, root, last),
+        lambda done: f"{done.split.n_users:,} users of the {done.split.split} split",
+    )
+    stages.run(
+        "score",
+        "every user",
+        lambda: scoring.score(spark, settings, root, last),
+        scoring.summary,
+    )
+    _report(result, users_in_words(spark, store, last, _USERS_IN_WORDS), store, last, arguments.demo)
+    say(f"Done in {stages.seconds:.0f} s.")
+    spark.stop()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, before anything starts."""
+    log = [flag for flag, value in (("--source", arguments.source), ("--input", arguments.input)) if value]
+    if arguments.demo and (log or arguments.first):
+        raise UsageError(f"--demo makes its own log: drop {', '.join(log) or '--from'}, or drop --demo.")
+    if not arguments.demo and len(log) < 2:
+        raise UsageError(
+            f"A log needs --source and --input; given: {', '.join(log) or 'neither'}. For example "
+            "--source deskdrop --input users_interactions.csv.gz --root out/deskdrop; or --demo --root out/demo."
+        )
+    if arguments.ranks < 1:
+        raise UsageError(f"--ranks {arguments.ranks}: training needs one process or more.")
+    if arguments.first and arguments.date and arguments.first > arguments.date:
+        raise UsageError(f"--from {arguments.first} lies after --date {arguments.date}.")
+
+
+def _span(
+    spark: SparkSession, settings: Settings, source: SourceMap, arguments: argparse.Namespace, store: Store
+) -> tuple[date, date]:
+    """First and last day of the run: as given, else those of the log's events."""
+    first, last = arguments.first, arguments.date
+    if first and last:
+        return first, last
+    dated = [path for path in arguments.input if "{date}" in path]
+    if dated:
+        raise UsageError(f"--input {dated[0]}: with {{date}} in a path give both --from and --date.")
+    find_inputs(store, arguments.input, date.min, date.min)
+    found_first, found_last = log_span(spark, source, arguments.input)
+    first = first or max(found_first, settings.cleaning.min_date)
+    last = last or found_last
+    if first > last:
+        raise UsageError(f"The log spans {found_first} to {found_last}; nothing lies between {first} and {last}.")
+    return first, last
+
+
+def _report(result: EvaluationResult, words: Sequence[str], store: Store, last: date, demo: bool) -> None:
+    """On standard output: the table, users in words, and where everything lies."""
+    print(f"\n{format_table(result)}\n")
+    if words:
+        print(f"{len(words)} users whose interests moved most:\n")
+        print("\n".join(f"  {line}" for line in words))
+    places = [
+        *([(f"{store.root}/{RAW}", "the simulated raw log")] if demo else []),
+        *([(store.path(SIMULATED_TRUTH.name, last), "what a perfect model would say")] if demo else []),
+        (f"{store.root}/{SESSIONS.name}", "finished sessions, by day"),
+        (store.path(OPEN_SESSIONS.name, last), "sessions that may still grow"),
+        (store.path(REJECTED_EVENTS.name, last), "refused rows with their reasons"),
+        (store.path(VOCABULARY.name, last), "ids of items and categories"),
+        (store.path(SEQUENCES.name, last), "every user's latest events, encoded"),
+        (store.path(TRAINING_SEQUENCES.name, last), "windows for training and evaluation"),
+        (store.path("bundle", last), "the model: weights, vocabulary, configuration, metrics"),
+        (result.path, "the evaluation above, as files"),
+        (store.path(SCORES.name, last), "every user's future interests"),
+    ]
+    width = max(len(path) for path, _ in places)
+    print("\nWhere everything lies (columns: docs/contracts.md):\n")
+    print("\n".join(f"  {path.ljust(width)}  {what}" for path, what in places), flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the whole path."""
+    parser = stage_parser("run", "From a raw log to scores for every user, in one command.", needs_date=False)
+    parser.add_argument("--demo", action="store_true", help="simulate a log with conf/demo.yaml and run on it")
+    parser.add_argument("--source", help="name of a map in conf/sources, or a YAML file")
+    parser.add_argument("--input", action="append", metavar="PATH", help="file or folder of the log; may be repeated")
+    parser.add_argument("--from", dest="first", type=day, metavar="DAY", help="first day (default: of the log)")
+    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="Horovod processes that train (default: 2)")
+    return run_job(run, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""The scoring job around a fake model: what it writes, and what it refuses before or instead of publishing."""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark import cloudpickle
+from pyspark.sql import DataFrame, SparkSession
+
+from features import columns as c
+from features.contracts import SCORES, SEQUENCES, VOCABULARY, ContractError
+from jobs import score as job
+from jobs.settings import Settings
+from jobs.store import MANIFEST, Lineage, Store
+from model.errors import ModelError
+from tests.spark.test_scoring import COUNTS, LENGTH, SPEC, MakeFake, history, many_histories
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+DAY = date(2024, 3, 1)
+SETTINGS = Settings.model_construct(scoring=SPEC)
+CODING = {"length": LENGTH, "gap_edges_s": [60, 1800], "new_session_gap": 4}
+
+
+class FakeBundle:
+    """Accepts the coding above; its ids are named by rows of vocabulary_v1."""
+
+    model_version = "2024-03-01-abc"
+    vocabulary_hash = "of the day it was trained on"
+
+    def __init__(self, rows: list[tuple[str, str, int, int]]) -> None:
+        self.vocabulary = {
+            kind: ["", "", *(token for of, token, _, _ in rows if of == kind)]
+            for kind in (c.KIND_ITEM, c.KIND_CATEGORY)
+        }
+
+    def check_sequences(self, counters: dict[str, Any]) -> None:
+        if {name: counters[name] for name in CODING} != CODING:
+            raise ModelError("other coding")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Fails where the model would be loaded: in the worker."""
+
+    def __call__(self) -> Any:
+        raise ModelError("the bundle out/bundle holds model B, the run started with A; run again")
+
+
+def vocabulary(n_ids: int = len(COUNTS), swapped: bool = False) -> list[tuple[str, str, int, int]]:
+    """Rows of vocabulary_v1 that name ids as the fake scorer does."""
+    ids = range(c.FIRST_ID, n_ids)
+    names = {i: i for i in ids} | ({2: 3, 3: 2} if swapped else {})
+    kinds = ((c.KIND_ITEM, "i"), (c.KIND_CATEGORY, "c"))
+    return [(kind, f"{letter}{names[i]}", i, 10) for kind, letter in kinds for i in ids]
+
+
+@pytest.fixture(scope="module")
+def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with what scoring reads. Its vocabulary has grown since the bundle: the same ids mean the same."""
+    folder = tmp_path_factory.mktemp("tables")
+    store = Store(str(folder))
+    known = spark.createDataFrame(vocabulary(len(COUNTS) + 3), VOCABULARY.schema).coalesce(1)
+    store.write(known, VOCABULARY, DAY, Lineage({}, "-"))
+    rows = [*many_histories(), history("unknown", [1], [1])]
+    store.write(spark.createDataFrame(rows, SEQUENCES.schema), SEQUENCES, DAY, Lineage({}, "-", CODING))
+    return folder
+
+
+@pytest.fixture
+def root(tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tables and a bundle, without scores."""
+    shutil.copytree(tables, tmp_path, dirs_exist_ok=True)
+    bundle = tmp_path / "bundle" / f"dt={DAY}"
+    bundle.mkdir(parents=True)
+    (bundle / MANIFEST).write_text("{}")
+    monkeypatch.setattr(job, "load_bundle", lambda *_: FakeBundle(vocabulary()))
+    monkeypatch.setattr(job, "LoadBundle", lambda *_: MakeFake())
+    return str(tmp_path)
+
+
+def refused(spark: SparkSession, root: str, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        job.score(spark, SETTINGS, root, DAY)
+    assert Store(root).dates(SCORES.name) == []
+
+
+def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) -> None:
+    manifest = job.score(spark, SETTINGS, root, DAY)
+    store = Store(root)
+    rows = store.read(spark, SCORES, DAY, "jobs/score.py").collect()
+    assert len({row[c.USER_ID] for row in rows}) == len(rows) == manifest.rows == 41
+    assert manifest.min_time == manifest.max_time == "2024-03-02T00:00:00+00:00"
+    assert {row[c.MODEL_VERSION] for row in rows} == {FakeBundle.model_version}
+    assert manifest.inputs["sequences_v1/2024-03-01"] == store.manifest(SEQUENCES.name, DAY, "").hash
+    assert set(manifest.inputs) == {"sequences_v1/2024-03-01", "bundle/2024-03-01-abc"}
+    assert (manifest.counters["from_model"], manifest.counters["from_popularity"]) == (40, 1)
+    trends = [interest[c.TREND] for row in rows for interest in row[c.INTERESTS]]
+    assert {name: manifest.counters[name] for name in set(trends)} == {name: trends.count(name) for name in set(trends)}
+    assert job.summary(manifest).startswith("41 users, 1 by popularity; interests: ")
+
+
+def test_a_bundle_for_other_sequences_is_refused(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CODING, "length", LENGTH + 1)
+    refused(spark, root, ModelError, "other coding")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (vocabulary(swapped=True), r"id 2 is i3 there and i2 here"),
+        (vocabulary(len(COUNTS) + 4), r"of 11 item ids there and 10 in .*, the day's has fewer"),
+    ],
+)
+def test_a_bundle_for_another_vocabulary_is_refused(
+    spark: SparkSession,
+    root: str,
+    rows: list[tuple[str, str, int, int]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(job, "load_bundle", lambda *_: FakeBundle(rows))
+    refused(spark, root, ModelError, said)
+
+
+def test_missing_sequences_are_refused_by_name(spark: SparkSession, root: str) -> None:
+    shutil.rmtree(Store(root).path(SEQUENCES.name, DAY))
+    refused(spark, root, ContractError, "sequences_v1 has no finished partition for 2024-03-01.*jobs/sequences.py")
+
+
+def test_an_error_in_a_worker_arrives_as_itself(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "LoadBundle", lambda *_: Broken())
+    refused(spark, root, ModelError, "^the bundle out/bundle holds model B, the run started with A; run again$")
+
+
+def test_lost_rows_are_not_published(spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(*arguments: Any) -> DataFrame:
+        return whole(*arguments).where(f"{c.USER_ID} <> 'u3'")
+
+    whole = job.score_users
+    monkeypatch.setattr(job, "score_users", forgetful)
+    refused(spark, root, ContractError, "would have 40 rows, but sequences_v1 has 41 users. Nothing was published")
