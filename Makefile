@@ -1,0 +1,79 @@
+# `make help` lists what there is. Everything that needs .venv makes it first; with .venv complete that takes a moment.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+py := .venv/bin/python
+
+# Variables of the targets, as in `make run SOURCE=deskdrop INPUT=log.csv.gz OUT=out/deskdrop`
+GPU ?=
+PYTHON ?=
+SOURCE ?=
+INPUT ?=
+OUT ?=
+DATE ?=
+CONF ?=
+RANKS ?=
+TESTS ?= tests
+export GPU PYTHON
+
+.PHONY: help setup doctor demo run test test-unit lint format golden docs clean clean-all
+
+help: ## List the targets
+	@echo "Targets (make TARGET):"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Make .venv complete: pinned packages, Horovod, this project; GPU=1 for NVIDIA GPUs, PYTHON=… for another 3.11
+	@setup/setup.sh
+
+doctor: setup ## Check the installed environment piece by piece; each line ok or the exact fix
+	@$(py) -m jobs.doctor
+
+demo: setup ## The whole path on a simulated log: raw log to scores and report, below out/demo
+	@$(py) -m jobs.run --demo --root out/demo
+
+run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional DATE=YYYY-MM-DD, CONF=file.yaml, RANKS=n
+	@lacks=(); \
+	[ -n "$(SOURCE)" ] || lacks+=("SOURCE=<one of: $(basename $(notdir $(wildcard conf/sources/*.yaml)))>"); \
+	[ -n "$(INPUT)" ] || lacks+=("INPUT=<the log: a file or folder>"); \
+	[ -n "$(OUT)" ] || lacks+=("OUT=<folder for all tables>"); \
+	if [ $${#lacks[@]} -gt 0 ]; then \
+	  echo "error: make run needs $${lacks[*]}" >&2; \
+	  echo "for example: make run SOURCE=deskdrop INPUT=users_interactions.csv.gz OUT=out/deskdrop" >&2; \
+	  exit 2; \
+	fi
+	@setup/setup.sh
+	@$(py) -m jobs.run --source "$(SOURCE)" --input "$(INPUT)" --root "$(OUT)" \
+	  $(if $(DATE),--date "$(DATE)") $(if $(CONF),--conf "$(CONF)") $(if $(RANKS),--ranks "$(RANKS)")
+
+test: setup ## All tests; TESTS=tests/spark/test_sessions.py for some of them
+	@$(py) -m pytest $(TESTS)
+
+test-unit: setup ## The fast tests
+	@$(py) -m pytest tests/unit
+
+lint: setup ## ruff, formatting, mypy --strict, and whether docs/contracts.md is what the schemas say
+	@$(py) -m ruff check .
+	@$(py) -m ruff format --check .
+	@$(py) -m mypy
+	@$(py) -m mypy setup/*.py
+	@$(py) -m jobs.contracts --check
+
+format: setup ## Let ruff correct what it can and format everything
+	@$(py) -m ruff check --fix .
+	@$(py) -m ruff format .
+
+golden: setup ## Rewrite the golden files from what the code says now; read the diff before you commit it
+	@$(py) -m pytest --update-golden -k golden $(TESTS)
+
+docs: setup ## Write docs/contracts.md from the schemas
+	@$(py) -m jobs.contracts
+
+clean: ## Remove results below out/ and what tools left behind; .venv and the wheel cache stay
+	@rm -rf out build spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -print | xargs rm -rf
+
+clean-all: clean ## The same, and .venv
+	@rm -rf .venv

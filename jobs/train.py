@@ -1,0 +1,199 @@
+"""Train the network on a day's sequences and write its bundle; alone, or as one of the ranks that horovodrun starts."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from features import columns as c
+from features.contracts import TRAINING_SEQUENCES, VOCABULARY, ContractError
+from jobs.cli import say, stage_parser
+from jobs.ranks import run_rank, start_ranks
+from jobs.settings import Settings, config_hash, load_settings
+from jobs.store import Manifest, Store, code_version
+from model.spec import Sizes
+
+if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
+    from model.training import Outcome, Task
+
+BUNDLE = "bundle"
+_SEQUENCES_JOB, _VOCABULARY_JOB = "jobs.sequences", "jobs.vocabulary"
+
+
+def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False) -> None:
+    """Train on training_sequences_v1 of a day and write `bundle/dt=D`. Goes on from an interrupted training of it.
+
+    Under horovodrun this is one rank; rank 0 alone writes and speaks. `load` reads the configuration, on every rank.
+    `fresh`: forget earlier checkpoints.
+
+    Raises:
+        UsageError: the configuration is wrong.
+        ContractError: an input is missing or torn.
+        ModelError: the data does not fit the network or the ranks.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads: errors, not build notes
+    from model import training, workers
+    from model.checkpoint import Checkpoints
+
+    started = time.monotonic()
+    ranks = workers.connect_workers()
+    store = Store(root)
+
+    def prepared() -> tuple[_Day, int]:
+        settings = load()
+        return _day(settings, store, date), workers.use_threads(settings.training.threads)
+
+    day, threads = workers.together(ranks, prepared)
+    checkpoints = Checkpoints(f"{store.root}/_checkpoints/dt={date}", day.settings.training.checkpoints_kept)
+    tell = say if ranks.rank == 0 else _silent
+    if fresh and ranks.rank == 0:
+        checkpoints.clear()
+    n_train, n_valid = (sum(file.rows for file in files) for files in (day.task.train, day.task.valid))
+    tell(
+        f"training: {ranks.size} x {threads} (ranks x threads), {n_train:,} train rows, {n_valid:,} valid rows, "
+        f"{day.task.sizes.items - c.FIRST_ID:,} items, {day.task.sizes.categories - c.FIRST_ID:,} categories"
+    )
+    outcome = training.train(day.task, ranks, checkpoints, tell)
+    if ranks.rank == 0:
+        figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
+        say(_write_bundle(store.path(BUNDLE, date), day, outcome, figures))
+
+
+def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignments: Sequence[str] = ()) -> None:
+    """Train in `ranks` processes of their own on this machine; their progress lines are said here.
+
+    Raises:
+        UsageError, ContractError, ModelError: what stopped a rank, once.
+        RuntimeError: anything else that ended a rank.
+    """
+    options = [part for path in conf for part in ("--conf", str(path))]
+    options += [part for text in assignments for part in ("--set", text)]
+    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options])
+
+
+@dataclass(frozen=True)
+class _Day:
+    """All that a rank knows of the day before it trains."""
+
+    settings: Settings
+    manifest: Manifest
+    vocabulary_hash: str
+    tokens: Mapping[str, Sequence[str]]
+    counts: Mapping[str, Sequence[int]]
+    task: "Task"
+
+
+def _day(settings: Settings, store: Store, date: date) -> _Day:
+    """Read and check the day's inputs, all but the rows."""
+    manifest = store.check(TRAINING_SEQUENCES, date, _SEQUENCES_JOB)
+    vocabulary = store.check(VOCABULARY, date, _VOCABULARY_JOB)
+    used = manifest.inputs.get(f"{VOCABULARY.name}/{date}")
+    if used != vocabulary.hash:
+        raise ContractError(
+            f"{store.path(TRAINING_SEQUENCES.name, date)} was encoded with vocabulary {used}, but "
+            f"{store.path(VOCABULARY.name, date)} now is {vocabulary.hash}: ids would mean other items. "
+            f"Run {_SEQUENCES_JOB} for {date} again."
+        )
+    tokens, counts = _vocabulary(store, date)
+    task = _task(settings, store, manifest, vocabulary.hash, {kind: len(names) for kind, names in tokens.items()})
+    return _Day(settings, manifest, vocabulary.hash, tokens, counts, task)
+
+
+def _vocabulary(store: Store, date: date) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
+    """Tokens and counts of vocabulary_v1 by kind and id."""
+    from model.bundle import vocabulary_lists
+
+    folder = store.path(VOCABULARY.name, date)
+    names = sorted(entry for entry in store.fs.find(folder) if entry.endswith(".parquet"))
+    columns = [c.KIND, c.TOKEN, c.ID, c.COUNT]
+    tables = []
+    for name in names:
+        with store.fs.open(name, "rb") as file:
+            tables.append(pq.read_table(file, columns=columns))
+    return vocabulary_lists(pa.concat_tables(tables))
+
+
+def _task(
+    settings: Settings, store: Store, manifest: Manifest, vocabulary_hash: str, n_tokens: Mapping[str, int]
+) -> "Task":
+    from model.feed import DataFile
+    from model.training import Task
+
+    base = store.path(TRAINING_SEQUENCES.name, manifest.dt)
+    files = {
+        split: tuple(
+            DataFile(f"{base}/{file['path']}", int(file["rows"]))
+            for file in manifest.files
+            if str(file["path"]).startswith(f"{c.SPLIT}={split}/")
+        )
+        for split in (c.TRAIN, c.VALID)
+    }
+    coding = manifest.counters
+    sizes = Sizes(
+        items=max(n_tokens.get(c.KIND_ITEM, 0), c.FIRST_ID + 1),
+        categories=max(n_tokens.get(c.KIND_CATEGORY, 0), c.FIRST_ID + 1),
+        length=coding["length"],
+        gap_codes=c.FIRST_GAP + len(coding["gap_edges_s"]) + 1,
+        new_session_gap=coding["new_session_gap"],
+    )
+    facts = {
+        "configuration": config_hash(settings.network, settings.training),
+        "vocabulary": vocabulary_hash,
+        "data": manifest.hash,
+        "code": code_version(),
+    }
+    return Task(settings.network, settings.training, sizes, files[c.TRAIN], files[c.VALID], facts)
+
+
+def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str, float]) -> str:
+    """Write the bundle; returns the closing line."""
+    from model.bundle import Bundle, Reports, save_bundle
+
+    best, n_epochs = dict(outcome.history[outcome.best_epoch - 1]), len(outcome.history)
+    bundle = Bundle(
+        spec=day.settings.network,
+        sizes=day.task.sizes,
+        gap_edges_s=tuple(day.manifest.counters["gap_edges_s"]),
+        vocabulary=day.tokens,
+        counts=day.counts,
+        weights={name: weight.numpy() for name, weight in outcome.network.weights.items()},
+        model_version="",
+        data_hash=day.manifest.hash,
+        vocabulary_hash=day.vocabulary_hash,
+        code_version=code_version(),
+    )
+    metrics = {**figures, "best_epoch": outcome.best_epoch, "epochs": n_epochs, "best": best}
+    config = yaml.safe_dump(day.settings.model_dump(mode="json"), sort_keys=False)
+    version = save_bundle(path, day.manifest.dt, bundle, Reports(config, metrics, outcome.history))
+    return (
+        f"model {version}: best epoch {outcome.best_epoch} of {n_epochs}, validation NDCG@10 "
+        f"{best['valid_item_ndcg']:.4f} next item, {best['valid_category_ndcg']:.4f} next category; "
+        f"{figures['seconds']:.0f} s"
+    )
+
+
+def _silent(message: str) -> None:
+    """Ranks other than 0 say nothing."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the stage, for one rank."""
+    parser = stage_parser("train", "Train the network on a day's sequences; under horovodrun, as one of its ranks.")
+    parser.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
+
+    def work(arguments: argparse.Namespace) -> None:
+        train(lambda: load_settings(arguments.conf, arguments.set), arguments.root, arguments.date, arguments.fresh)
+
+    return run_rank(work, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

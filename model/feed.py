@@ -1,0 +1,244 @@
+"""Rows from Parquet to fixed-shape batches. The only module that imports Petastorm.
+
+Letters: B rows of a batch, L positions, n rows of a block. A block is a dict of arrays by column: the channels
+[n, L], the scalars [n], all int32. A batch is a block of exactly B rows.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from petastorm import make_batch_reader
+
+from features import columns as c
+from model.errors import ModelError
+from model.spec import Sizes
+
+SCALARS = (c.LENGTH, c.NEXT_GAP, c.NEXT_ITEM, c.NEXT_CATEGORY)
+COLUMNS = (*c.CHANNELS, *SCALARS)
+
+# One reader thread keeps the order of rows the same in every run: with more, Petastorm skips a thread that is idle at
+# that moment. One decodes far more rows than a training step consumes (docs/model.md).
+_READER_THREADS = 1
+_RESULTS_QUEUE = 4
+
+Block = dict[str, NDArray[np.int32]]
+
+# Petastorm 0.13 calls what pyarrow 14 calls legacy; the pins keep the two together.
+warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
+
+
+class DataFile(NamedTuple):
+    """One Parquet file of a split: one row group, as the sequences stage writes it."""
+
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one rank reads of one split."""
+
+    split: str
+    files: tuple[DataFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of one pass."""
+        return sum(file.rows for file in self.files)
+
+
+def planned_shard(split: str, files: Sequence[DataFile], rank: int, size: int) -> Shard:
+    """Files rank, rank + size, … in order of path: Petastorm's own deal by row group, made by us.
+
+    So a rank opens its own files only, and how many rows it gets is known before anything is read.
+
+    Raises:
+        ModelError: the split is empty, or its row groups do not divide among the ranks.
+    """
+    groups = len(files)
+    if sum(file.rows for file in files) == 0:
+        raise ModelError(
+            f"The {split} split of training_sequences_v1 has no rows, so there is nothing to learn from or to stop by. "
+            "Use a longer log, or move the split (section sequences of the configuration); run jobs.sequences again."
+        )
+    if groups % size != 0:
+        planned = ", ".join(str(ranks) for ranks in range(1, groups + 1) if groups % ranks == 0)
+        why = "fewer row groups than ranks" if groups < size else "some ranks would get more than others"
+        raise ModelError(
+            f"The {split} split has {groups} row groups for {size} ranks: {why}, and ranks that take different "
+            f"numbers of steps wait for each other for ever. It was written for {planned} ranks: start as many, "
+            f"or add {size} to sequences.world_sizes and run jobs.sequences again."
+        )
+    return Shard(split, tuple(sorted(files)[rank::size]))
+
+
+def blocks(shard: Shard, length: int, passes: int | None, seed: int | None = None) -> Iterator[Block]:
+    """Row groups of a shard, one block each. `passes` None: without end. `seed`: row groups in a shuffled order.
+
+    Raises:
+        ModelError: a file is torn or a column is not what the contract says.
+    """
+    paths = [_url(file.path) for file in shard.files if file.rows > 0]
+    if not paths:
+        return
+    try:
+        reader = make_batch_reader(
+            paths,
+            schema_fields=[f"^{name}$" for name in COLUMNS],
+            reader_pool_type="thread",
+            workers_count=_READER_THREADS,
+            results_queue_size=_RESULTS_QUEUE,
+            shuffle_row_groups=seed is not None,
+            seed=None if seed is None else 1 + seed,  # Petastorm takes seed 0 for "no seed"
+            num_epochs=passes,
+            convert_early_to_numpy=True,
+        )
+        try:
+            for group in reader:
+                yield _block(group, shard, length)
+        finally:  # not `with reader`: that prints a line about its cache each time
+            reader.stop()
+            reader.join()
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{_suspect(shard)} cannot be read: {error}. Run jobs.sequences for that day again."
+        ) from error
+
+
+def training_batches(
+    shard: Shard, length: int, batch_rows: int, shuffle_rows: int, seed: int, skip_batches: int = 0
+) -> Iterator[Block]:
+    """Batches without end. Each pass gives every row of the shard once; batches run on across the end of a pass.
+
+    Row groups come in one seeded order; rows are mixed within a buffer of `shuffle_rows` anew in each pass. With
+    `shuffle_rows` = 0 nothing is mixed. `skip_batches` reads and drops the first ones: where an earlier run stopped.
+    """
+    stream = blocks(shard, length, passes=None, seed=seed if shuffle_rows else None)
+    if shuffle_rows:
+        stream = _mixed(stream, shard.rows, shuffle_rows, np.random.default_rng(seed))
+    for number, batch in enumerate(_of_equal_size(stream, batch_rows)):
+        if number >= skip_batches:
+            yield batch
+
+
+def evaluation_batches(shard: Shard, length: int, batch_rows: int) -> Iterator[tuple[Block, int]]:
+    """One pass in order: each row once. Yields a batch and how many of its rows are real; the rest is zeros."""
+    left = shard.rows
+    stream = blocks(shard, length, passes=1)
+    for batch in _of_equal_size(_with_tail(stream, -left % batch_rows), batch_rows):
+        yield batch, min(left, batch_rows)
+        left -= batch_rows
+
+
+def target_counts(shard: Shard, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
+    """How often each id is a target, by kind [items], [categories], from one pass; the shard is checked on the way.
+
+    Raises:
+        ModelError: a row that the network cannot take; it names the column and value.
+    """
+    counts = {c.ITEM: np.zeros(sizes.items, np.int64), c.CATEGORY: np.zeros(sizes.categories, np.int64)}
+    limits = {
+        c.ITEM: sizes.items,
+        c.NEXT_ITEM: sizes.items,
+        c.CATEGORY: sizes.categories,
+        c.NEXT_CATEGORY: sizes.categories,
+        c.ACTION_CODE: c.N_ACTION_CODES,
+        c.GAP: sizes.gap_codes,
+        c.NEXT_GAP: sizes.gap_codes,
+        c.HOUR: c.N_HOUR_CODES,
+        c.LENGTH: sizes.length + 1,
+    }
+    for block in blocks(shard, sizes.length, passes=1):
+        for name, limit in limits.items():
+            low, high = int(block[name].min()), int(block[name].max())
+            if low < 0 or high >= limit or (name == c.LENGTH and low < 1):
+                found, least = high if high >= limit else low, int(name == c.LENGTH)
+                raise ModelError(
+                    f"Column {name} of the {shard.split} split holds {found}; allowed are {least} to {limit - 1}. The "
+                    "sequences were encoded with another vocabulary or configuration than this training: run "
+                    "jobs.vocabulary and jobs.sequences for that day again."
+                )
+        for kind, after in ((c.ITEM, c.NEXT_ITEM), (c.CATEGORY, c.NEXT_CATEGORY)):
+            targets = np.concatenate([block[kind][:, 1:].ravel(), block[after]])
+            counts[kind] += np.bincount(targets, minlength=len(counts[kind]))
+    for count in counts.values():
+        count[: c.FIRST_ID] = 0
+    return counts
+
+
+def _block(group: Any, shard: Shard, length: int) -> Block:
+    block: Block = {}
+    for name in COLUMNS:
+        values = getattr(group, name, None)
+        if values is None:
+            raise ModelError(f"{shard.files[0].path} has no column {name}. Run jobs.sequences for that day again.")
+        wanted = (length,) if name in c.CHANNELS else ()
+        if values.dtype != np.int32 or values.shape[1:] != wanted:
+            raise ModelError(
+                f"Column {name} of the {shard.split} split is {values.dtype}{list(values.shape[1:])}, expected "
+                f"int32{list(wanted)}. Run jobs.sequences for that day again with the length of this configuration."
+            )
+        block[name] = values
+    return block
+
+
+def _mixed(stream: Iterator[Block], rows_per_pass: int, buffer_rows: int, rng: np.random.Generator) -> Iterator[Block]:
+    """Mix rows within a buffer. At the end of a pass the buffer runs empty, so no row crosses into the next pass."""
+    held: list[Block] = []
+    n_held, n_read = 0, 0
+    for block in stream:
+        held.append(block)
+        n_held += len(block[c.LENGTH])
+        n_read += len(block[c.LENGTH])
+        pass_ends = n_read == rows_per_pass
+        if n_held < buffer_rows and not pass_ends:
+            continue
+        order = rng.permutation(n_held)
+        pool = {name: np.concatenate([part[name] for part in held])[order] for name in COLUMNS}
+        n_out = n_held if pass_ends else n_held // 2
+        yield {name: values[:n_out] for name, values in pool.items()}
+        held = [] if pass_ends else [{name: values[n_out:] for name, values in pool.items()}]
+        n_held -= n_out
+        n_read = 0 if pass_ends else n_read
+
+
+def _of_equal_size(stream: Iterator[Block], batch_rows: int) -> Iterator[Block]:
+    """Cut a stream of blocks into batches; what is left over joins the next block. No Python step per row."""
+    rest: Mapping[str, NDArray[np.int32]] | None = None
+    for block in stream:
+        joined = block if rest is None else {name: np.concatenate([rest[name], block[name]]) for name in COLUMNS}
+        n_rows = len(joined[c.LENGTH])
+        n_whole = n_rows - n_rows % batch_rows
+        for start in range(0, n_whole, batch_rows):
+            yield {name: joined[name][start : start + batch_rows] for name in COLUMNS}
+        rest = {name: joined[name][n_whole:] for name in COLUMNS} if n_whole < n_rows else None
+
+
+def _with_tail(stream: Iterator[Block], n_rows: int) -> Iterator[Block]:
+    """The stream, then `n_rows` rows of zeros in the shape of its last block."""
+    block: Block | None = None
+    for block in stream:
+        yield block
+    if block is not None and n_rows:
+        yield {name: np.zeros((n_rows, *block[name].shape[1:]), np.int32) for name in COLUMNS}
+
+
+def _suspect(shard: Shard) -> str:
+    """The first file of the shard whose pages cannot be read, for a message; the whole shard where all can."""
+    for file in shard.files:
+        try:
+            pq.read_table(file.path, columns=list(COLUMNS))
+        except Exception:
+            return file.path
+    return f"The {shard.split} split"
+
+
+def _url(path: str) -> str:
+    return path if "://" in path else f"file://{path}"

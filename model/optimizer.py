@@ -1,0 +1,81 @@
+"""Adam with named state, so that a checkpoint can hold it and ranks can agree on it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from model.network import Tensor
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) by TensorFlow's fused kernel, with decoupled weight decay (Loshchilov & Hutter 2019).
+
+    Decay leaves biases and the query tables alone. A sparse gradient (IndexedSlices) moves only the rows it touches,
+    moments included: "lazy" Adam, whose cost does not grow with the vocabulary.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], epsilon: float, weight_decay: float) -> None:
+        self._weights = dict(weights)
+        self._epsilon = epsilon
+        self._weight_decay = weight_decay
+        self._first = {name: tf.Variable(tf.zeros_like(weight)) for name, weight in self._weights.items()}
+        self._second = {name: tf.Variable(tf.zeros_like(weight)) for name, weight in self._weights.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Both moments of every weight, under stable names."""
+        return {f"first/{name}": value for name, value in self._first.items()} | {
+            f"second/{name}": value for name, value in self._second.items()
+        }
+
+    def apply(self, gradients: Mapping[str, Tensor], learning_rate: Tensor, step: Tensor) -> None:
+        """Move every weight once. step: 1 for the first update. Called inside the step's graph."""
+        count = tf.cast(step, tf.float32)
+        power_1, power_2 = tf.pow(BETA_1, count), tf.pow(BETA_2, count)
+        for name, gradient in gradients.items():
+            decay = learning_rate * self._weight_decay if _is_decayed(name) and self._weight_decay > 0 else None
+            if isinstance(gradient, tf.IndexedSlices):
+                self._apply_rows(name, gradient, learning_rate, power_1, power_2, decay)
+            else:
+                self._apply_all(name, gradient, learning_rate, power_1, power_2, decay)
+
+    def _apply_all(
+        self, name: str, gradient: Tensor, rate: Tensor, power_1: Tensor, power_2: Tensor, decay: Any
+    ) -> None:
+        weight = self._weights[name]
+        if decay is not None:
+            weight.assign_sub(decay * weight)
+        tf.raw_ops.ResourceApplyAdam(
+            var=weight.handle,
+            m=self._first[name].handle,
+            v=self._second[name].handle,
+            beta1_power=power_1,
+            beta2_power=power_2,
+            lr=rate,
+            beta1=BETA_1,
+            beta2=BETA_2,
+            epsilon=self._epsilon,
+            grad=gradient,
+        )
+
+    def _apply_rows(
+        self, name: str, gradient: Tensor, rate: Tensor, power_1: Tensor, power_2: Tensor, decay: Any
+    ) -> None:
+        weight, first, second = self._weights[name], self._first[name], self._second[name]
+        rows, place = tf.unique(gradient.indices)
+        total = tf.math.unsorted_segment_sum(gradient.values, place, tf.shape(rows)[0])
+        m = BETA_1 * tf.gather(first, rows) + (1 - BETA_1) * total
+        v = BETA_2 * tf.gather(second, rows) + (1 - BETA_2) * tf.square(total)
+        move = rate * tf.sqrt(1 - power_2) / (1 - power_1) * m / (tf.sqrt(v) + self._epsilon)
+        if decay is not None:
+            move += decay * tf.gather(weight, rows)
+        first.scatter_update(tf.IndexedSlices(m, rows))
+        second.scatter_update(tf.IndexedSlices(v, rows))
+        weight.scatter_sub(tf.IndexedSlices(move, rows))
+
+
+def _is_decayed(name: str) -> bool:
+    return not name.endswith("/bias") and not name.startswith("query/")

@@ -1,0 +1,65 @@
+"""What a network is made of and how it is trained. Plain values: importing this loads no TensorFlow."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_Share = Field(ge=0.0, lt=1.0)
+
+
+class NetworkSpec(BaseModel):
+    """Architecture of the network. Two equal specs with equal sizes have the same weights by name and shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cell: Literal["lstm"]
+    units: int = Field(ge=1)
+    layers: int = Field(ge=1)
+    item_dim: int = Field(ge=1)
+    category_dim: int = Field(ge=1)
+    action_dim: int = Field(ge=1)
+    gap_dim: int = Field(ge=1)
+    hour_dim: int = Field(ge=1)
+    embedding_dropout: float = _Share
+    hidden_dropout: float = _Share
+    query_dropout: float = Field(ge=0.0, le=1.0)
+    full_softmax_max_items: int = Field(ge=1)
+
+
+class TrainingSpec(BaseModel):
+    """How the weights are found. `batch_rows` is per rank; everything else is the same on all ranks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_rows: int = Field(ge=1)
+    max_epochs: int = Field(ge=1)
+    patience_epochs: int = Field(ge=1)
+    select_by: Literal["loss", "ndcg"]
+    learning_rate: float = Field(gt=0.0)
+    lr_scaling: Literal["none", "sqrt", "linear"]
+    lr_epoch_decay: float = Field(gt=0.0, le=1.0)
+    warmup_steps: int = Field(ge=0)
+    adam_epsilon: float = Field(gt=0.0)
+    weight_decay: float = Field(ge=0.0)
+    clip_norm: float = Field(gt=0.0)
+    item_weight: float = Field(ge=0.0)
+    category_weight: float = Field(ge=0.0)
+    label_smoothing: float = _Share
+    negatives: int = Field(ge=1)
+    negative_power: float = Field(ge=0.0, le=1.0)
+    shuffle_rows: int = Field(ge=0)
+    checkpoints_kept: int = Field(ge=1)
+    threads: int = Field(ge=0)
+    seed: int = Field(ge=0, le=2**31 - 1)
+
+
+class Sizes(BaseModel):
+    """What the data fixes: vocabulary sizes (largest id + 1), sequence length L and the meaning of gap codes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    items: int = Field(ge=3)
+    categories: int = Field(ge=3)
+    length: int = Field(ge=1)
+    gap_codes: int = Field(ge=3)
+    new_session_gap: int = Field(ge=3)

@@ -1,0 +1,168 @@
+"""One training step and one validation step, as graphs traced once.
+
+Letters: B rows, L positions, P positions with a target, H units.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from features import columns as c
+from model import feed
+from model.errors import ModelError
+from model.losses import NegativeSampler, full_softmax, head_loss
+from model.network import Network, Tensor, following, seed_at, training_query
+from model.optimizer import Adam
+from model.spec import TrainingSpec
+from model.workers import Workers
+
+KINDS = (c.ITEM, c.CATEGORY)
+TOP = 10  # validation's HR@10 and NDCG@10
+
+# Places in a step's stream of random numbers; the network's own dropout takes 0 and up.
+_SEEDS_PER_STEP, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
+
+
+class TrainSums(NamedTuple):
+    """Sums over all ranks' positions of a step: loss and targets by kind, and positions trained on."""
+
+    item_loss: float
+    item_targets: float
+    category_loss: float
+    category_targets: float
+    positions: float
+
+
+class ValidSums(NamedTuple):
+    """Sums over rows. Loss over rows whose target is known; hits and NDCG over all, an unknown target being a miss."""
+
+    rows: float
+    item_loss: float
+    item_targets: float
+    item_hits: float
+    item_ndcg: float
+    category_loss: float
+    category_targets: float
+    category_hits: float
+    category_ndcg: float
+
+
+class Steps:
+    """The two graphs around one network, its optimizer and the ranks."""
+
+    def __init__(
+        self,
+        network: Network,
+        spec: TrainingSpec,
+        workers: Workers,
+        counts: Mapping[str, NDArray[np.int64]],
+    ) -> None:
+        """counts: training targets of all ranks by kind; the negatives of a sampled softmax are drawn from them."""
+        self._network = network
+        self._spec = spec
+        self._workers = workers
+        self.optimizer = Adam(network.weights, spec.adam_epsilon, spec.weight_decay)
+        self._sampler: dict[str, NegativeSampler | None] = dict.fromkeys(KINDS)
+        if network.is_sampled(c.ITEM):
+            if spec.label_smoothing > 0.0:
+                raise ModelError(
+                    f"training.label_smoothing = {spec.label_smoothing} needs the full softmax, but the vocabulary has "
+                    f"{network.sizes.items} items, more than network.full_softmax_max_items = "
+                    f"{network.spec.full_softmax_max_items}. Set it to 0 or raise that limit."
+                )
+            self._sampler[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
+        length = network.sizes.length
+        rows = {
+            name: tf.TensorSpec([None, length] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS
+        }
+        number, rate = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
+        self._train = tf.function(self._train_graph, input_signature=[rows, number, rate])
+        self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
+
+    def train(self, batch: feed.Block, step: int, learning_rate: float) -> TrainSums:
+        """Move the weights once, the same on every rank. step: 1 for the first."""
+        sums = self._train(batch, np.int32(step), np.float32(learning_rate))
+        return TrainSums(*sums.numpy().tolist())
+
+    def validate(self, batch: feed.Block, n_rows: int) -> ValidSums:
+        """Sums over this rank's first `n_rows` rows of the batch, at their last position."""
+        sums = self._validate(batch, np.int32(n_rows))
+        return ValidSums(*sums.numpy().tolist())
+
+    def _train_graph(self, batch: Mapping[str, Tensor], step: Tensor, learning_rate: Tensor) -> Tensor:
+        # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
+        weights = self._network.weights
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(list(weights.values()))
+            objective, sums = self._objective(batch, self._seed(step))
+        gradients = tape.gradient(objective, list(weights.values()), unconnected_gradients="zero")
+        *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
+        count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
+        gradients = [_scaled(gradient, 1.0 / count) for gradient in gradients]
+        gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
+        self.optimizer.apply(dict(zip(weights, gradients, strict=True)), learning_rate, step)
+        return sums
+
+    def _objective(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss summed over this rank's positions, and the TrainSums as one vector."""
+        network, length = self._network, batch[c.LENGTH]
+        items = following(batch[c.ITEM], length, batch[c.NEXT_ITEM])  # [B, L]
+        categories = following(batch[c.CATEGORY], length, batch[c.NEXT_CATEGORY])  # [B, L]
+        gaps = following(batch[c.GAP], length, batch[c.NEXT_GAP])  # [B, L]
+        query = training_query(gaps, network.sizes, network.spec.query_dropout, seed_at(seed, _QUERY_SEED))  # [B, L]
+        hidden = network.encode(batch, length, seed)  # [B, L, H]
+
+        place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
+        hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
+        objective, sums = 0.0, []
+        weights = {c.ITEM: self._spec.item_weight, c.CATEGORY: self._spec.category_weight}
+        for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
+            targets = tf.gather_nd(ahead, place)  # [P]
+            answers = network.answer(kind, hidden, query)
+            smoothing, sampler = self._spec.label_smoothing, self._sampler[kind]
+            losses = head_loss(network, kind, answers, targets, smoothing, sampler, seed_at(seed, _NEGATIVES_SEED))
+            objective += weights[kind] * tf.reduce_sum(losses)
+            sums += [tf.reduce_sum(losses), _count(targets >= c.FIRST_ID)]
+        return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
+
+    def _seed(self, step: Tensor) -> Tensor:
+        # Every rank and step has its own dropout; a run that resumes at this step draws the same again.
+        own = (self._spec.seed + 7919 * self._workers.rank) % (2**31 - 1)
+        return tf.stack([tf.constant(own, tf.int32), step * _SEEDS_PER_STEP])
+
+    def _validate_graph(self, batch: Mapping[str, Tensor], n_rows: Tensor) -> Tensor:
+        logits = self._network.last(batch, batch[c.LENGTH], batch[c.NEXT_GAP])
+        is_real = tf.range(tf.shape(batch[c.LENGTH])[0]) < n_rows
+        sums = [tf.cast(n_rows, tf.float32)]
+        for kind, after in ((c.ITEM, c.NEXT_ITEM), (c.CATEGORY, c.NEXT_CATEGORY)):
+            targets = tf.where(is_real, batch[after], c.PAD)
+            rank = _rank_of(logits[kind], targets)
+            is_hit = rank <= TOP
+            gain = tf.where(is_hit, np.log(2.0).astype(np.float32) / tf.math.log(1.0 + tf.cast(rank, tf.float32)), 0.0)
+            losses = full_softmax(logits[kind], targets)
+            sums += [tf.reduce_sum(losses), _count(targets >= c.FIRST_ID), _count(is_hit), tf.reduce_sum(gain)]
+        return tf.stack(sums)
+
+
+def _rank_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Rank of the target among all known ids, 1 the best; ties count against it. An unknown target ranks behind all.
+
+    logits: [B, V]; targets: [B] ids → [B] int32.
+    """
+    labels = tf.maximum(targets - c.FIRST_ID, 0)
+    own = tf.gather(logits, labels, batch_dims=1)  # [B]
+    rank = tf.reduce_sum(tf.cast(logits >= own[:, None], tf.int32), axis=-1)
+    return tf.where(targets >= c.FIRST_ID, rank, np.iinfo(np.int32).max - 1)
+
+
+def _count(mask: Tensor) -> Tensor:
+    return tf.reduce_sum(tf.cast(mask, tf.float32))
+
+
+def _scaled(gradient: Any, factor: Tensor) -> Any:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+    return gradient * factor

@@ -1,0 +1,121 @@
+"""Tiny training tables with a known rule, written by pyarrow as the sequences stage writes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from features import columns as c
+from model.feed import DataFile
+from model.spec import NetworkSpec, Sizes, TrainingSpec
+
+LENGTH = 8
+N_ITEMS = 20  # known items, ids 2 … 21
+N_CATEGORIES = 4  # known categories; that of an item is its id modulo 4
+SIZES = Sizes(
+    items=c.FIRST_ID + N_ITEMS, categories=c.FIRST_ID + N_CATEGORIES, length=LENGTH, gap_codes=8, new_session_gap=5
+)
+NETWORK = NetworkSpec(
+    cell="lstm",
+    units=32,
+    layers=1,
+    item_dim=16,
+    category_dim=8,
+    action_dim=4,
+    gap_dim=4,
+    hour_dim=4,
+    embedding_dropout=0.0,
+    hidden_dropout=0.0,
+    query_dropout=0.3,
+    full_softmax_max_items=1000,
+)
+TRAINING = TrainingSpec(
+    batch_rows=32,
+    max_epochs=2,
+    patience_epochs=2,
+    select_by="loss",
+    learning_rate=0.01,
+    lr_scaling="none",
+    lr_epoch_decay=1.0,
+    warmup_steps=0,
+    adam_epsilon=1e-7,
+    weight_decay=0.0,
+    clip_norm=5.0,
+    item_weight=1.0,
+    category_weight=0.5,
+    label_smoothing=0.0,
+    negatives=64,
+    negative_power=0.75,
+    shuffle_rows=1024,
+    checkpoints_kept=2,
+    threads=1,
+    seed=7,
+)
+
+
+def ruled_rows(n_rows: int, seed: int, length: int = LENGTH) -> dict[str, NDArray[np.int32]]:
+    """Rows whose next item follows from the last two: one step on if the previous is even, else six, in a ring."""
+    rng = np.random.default_rng(seed)
+    walk = np.empty((n_rows, length + 1), np.int64)
+    walk[:, :2] = rng.integers(0, N_ITEMS, (n_rows, 2))
+    for at in range(2, length + 1):
+        walk[:, at] = (walk[:, at - 1] + np.where(walk[:, at - 2] % 2 == 0, 1, 6)) % N_ITEMS
+    n_events = rng.integers(2, length + 1, n_rows)
+    mask = np.arange(length)[None, :] < n_events[:, None]
+    items = walk + c.FIRST_ID
+    gaps = rng.integers(c.FIRST_GAP, SIZES.gap_codes, (n_rows, length + 1))
+    gaps[:, 0] = c.UNKNOWN_GAP
+    after = np.arange(n_rows), n_events
+    channels = {
+        c.ITEM: items[:, :length],
+        c.CATEGORY: category_of(items[:, :length]),
+        c.ACTION_CODE: rng.integers(c.FIRST_ID, c.N_ACTION_CODES, (n_rows, length)),
+        c.GAP: gaps[:, :length],
+        c.HOUR: rng.integers(c.FIRST_HOUR, c.N_HOUR_CODES, (n_rows, length)),
+    }
+    rows = {name: np.where(mask, values, c.PAD) for name, values in channels.items()}
+    rows |= {c.LENGTH: n_events, c.NEXT_GAP: gaps[after], c.NEXT_ITEM: items[after]}
+    rows[c.NEXT_CATEGORY] = category_of(rows[c.NEXT_ITEM])
+    return {name: values.astype(np.int32) for name, values in rows.items()}
+
+
+def category_of(items: NDArray[Any]) -> NDArray[Any]:
+    return items % N_CATEGORIES + c.FIRST_ID
+
+
+def write_split(folder: Path, rows: dict[str, NDArray[np.int32]], groups: int) -> tuple[DataFile, ...]:
+    """One row group a file, sizes differing by at most one row, ragged columns included as the contract has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for group, index in enumerate(np.array_split(np.arange(len(rows[c.LENGTH])), groups)):
+        path = folder / f"group-{group:05d}.parquet"
+        pq.write_table(_table({name: values[index] for name, values in rows.items()}), path)
+        files.append(DataFile(str(path), len(index)))
+    return tuple(files)
+
+
+def _table(rows: dict[str, NDArray[np.int32]]) -> pa.Table:
+    n_rows = len(rows[c.LENGTH])
+    columns: dict[str, Any] = {
+        c.USER_ID: pa.array([f"u{row}" for row in range(n_rows)]),
+        c.WINDOW: pa.array(np.zeros(n_rows, np.int32)),
+    }
+    columns |= {name: _lists(values) if values.ndim == 2 else pa.array(values) for name, values in rows.items()}
+    times = pa.array(np.zeros(n_rows, np.int64), pa.timestamp("us", "UTC"))
+    ragged = pa.array([[2] * (row % 3) for row in range(n_rows)], pa.list_(pa.int32()))
+    columns |= {c.LAST_TIME: times, c.NEXT_TIME: times}
+    columns |= {c.SEEN_ITEMS: ragged, c.LABEL_ITEMS: ragged, c.LABEL_CATEGORIES: ragged}
+    return pa.table(columns)
+
+
+def _lists(values: NDArray[np.int32]) -> pa.Array:
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, values.ravel())
+
+
+def concatenated(blocks: Sequence[dict[str, NDArray[np.int32]]]) -> dict[str, NDArray[np.int32]]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

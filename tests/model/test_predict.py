@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from features import columns as c
+from model.bundle import save_bundle
+from model.errors import ModelError
+from model.predict import Predictor
+from tests.model import tables
+from tests.model.test_bundle import REPORTS, bundle
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    folder = str(tmp_path_factory.mktemp("predict") / "dt=2024-06-30")
+    save_bundle(folder, "2024-06-30", bundle(), REPORTS)
+    return Predictor.load(folder, threads=1)
+
+
+def _rows(n_rows: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    rows = tables.ruled_rows(n_rows, seed=4)
+    return {name: rows[name] for name in c.CHANNELS}, rows[c.LENGTH], rows[c.NEXT_GAP]
+
+
+def test_rows_sum_to_one_and_padding_and_unknown_have_none(predictor: Predictor):
+    items, categories = predictor.probabilities(*_rows(10))
+    assert items.shape == (10, tables.SIZES.items)
+    assert categories.shape == (10, tables.SIZES.categories)
+    for part in (items, categories):
+        assert part.dtype == np.float32
+        np.testing.assert_allclose(part.sum(axis=1), 1, rtol=1e-5)
+        assert not part[:, : c.FIRST_ID].any()
+        assert (part[:, c.FIRST_ID :] > 0).all()
+
+
+def test_the_number_of_rows_and_their_place_change_nothing(predictor: Predictor):
+    channels, length, next_gap = _rows(600)  # three batches, the last one filled up
+    items, _ = predictor.probabilities(channels, length, next_gap)
+    assert items.shape[0] == 600
+    for at in (0, 255, 256, 599):
+        alone, _ = predictor.probabilities(
+            {name: values[at : at + 1] for name, values in channels.items()}, length[at : at + 1], next_gap[at : at + 1]
+        )
+        np.testing.assert_allclose(alone[0], items[at], rtol=1e-4)
+    assert predictor._probabilities.experimental_get_tracing_count() == 1
+
+
+def test_top_is_the_sorted_head_of_the_full_distribution(predictor: Predictor):
+    rows = _rows(300)
+    items, categories = predictor.probabilities(*rows)
+    top = predictor.top(*rows, k_items=5, k_categories=2)
+    for full, ids, p in ((items, top.item_ids, top.item_p), (categories, top.category_ids, top.category_p)):
+        order = np.argsort(-full, axis=1, kind="stable")[:, : ids.shape[1]]
+        np.testing.assert_array_equal(ids, order)
+        np.testing.assert_allclose(p, np.take_along_axis(full, order, axis=1), rtol=1e-4)
+        assert (ids.dtype, p.dtype) == (np.int32, np.float32)
+
+
+def test_ties_go_to_the_smaller_id(tmp_path: Path):
+    flat = bundle()
+    flat = type(flat)(**{**vars(flat), "weights": {name: np.zeros_like(w) for name, w in flat.weights.items()}})
+    save_bundle(str(tmp_path / "flat"), "2024-06-30", flat, REPORTS)
+    top = Predictor.load(str(tmp_path / "flat")).top(*_rows(3), k_items=4, k_categories=50)
+    assert top.item_ids.tolist() == [[2, 3, 4, 5]] * 3
+    np.testing.assert_allclose(top.item_p, 1 / tables.N_ITEMS, rtol=1e-5)
+    assert top.category_ids.tolist() == [[2, 3, 4, 5]] * 3  # as many as there are
+
+
+def test_no_rows_give_no_rows(predictor: Predictor):
+    items, categories = predictor.probabilities(*_rows(0))
+    assert (items.shape, categories.shape) == ((0, tables.SIZES.items), (0, tables.SIZES.categories))
+    top = predictor.top(*_rows(0), k_items=3, k_categories=2)
+    assert [part.shape for part in top] == [(0, 3), (0, 3), (0, 2), (0, 2)]
+
+
+def test_ids_and_shapes_of_another_encoding_are_refused(predictor: Predictor):
+    channels, length, next_gap = _rows(4)
+    with pytest.raises(ModelError, match=r"Column item holds 22, model .* knows 0 to 21"):
+        predictor.probabilities({**channels, c.ITEM: channels[c.ITEM] * 0 + 22}, length, next_gap)
+    with pytest.raises(ModelError, match=r"Column hour has shape \[4, 7\]"):
+        predictor.probabilities({**channels, c.HOUR: channels[c.HOUR][:, :7]}, length, next_gap)

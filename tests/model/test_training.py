@@ -1,0 +1,170 @@
+import dataclasses
+import math
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features import columns as c
+from model import feed, step, training
+from model.checkpoint import Checkpoints
+from model.errors import ModelError
+from model.training import Outcome, Task, best_of
+from model.workers import SingleProcess
+from tests.model import tables
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[feed.DataFile, ...]]:
+    folder = tmp_path_factory.mktemp("training")
+    return {
+        "train": tables.write_split(folder / "train", tables.ruled_rows(1500, seed=1), groups=4),
+        "valid": tables.write_split(folder / "valid", tables.ruled_rows(301, seed=2), groups=4),
+    }
+
+
+def _task(splits: dict[str, tuple[feed.DataFile, ...]], network: dict[str, Any] | None = None, **changes: Any) -> Task:
+    return Task(
+        tables.NETWORK.model_copy(update=network or {}),
+        tables.TRAINING.model_copy(update=changes),
+        tables.SIZES,
+        **splits,
+        facts={},
+    )
+
+
+def _train(task: Task, folder: Path, said: list[str] | None = None) -> Outcome:
+    return training.train(task, SingleProcess(), Checkpoints(str(folder), 2), (said if said is not None else []).append)
+
+
+def _weights(outcome: Outcome) -> dict[str, np.ndarray]:
+    return {name: weight.numpy() for name, weight in outcome.network.weights.items()}
+
+
+def test_it_learns_a_rule_over_two_events(splits, tmp_path: Path):
+    outcome = _train(_task(splits, max_epochs=4), tmp_path)
+    best = outcome.history[outcome.best_epoch - 1]
+    # From the last event alone two items are equally likely: at best log 2. By chance: log 20.
+    assert best["valid_item_loss"] < 0.1 < math.log(2)
+    assert best["valid_item_hr"] > 0.99
+    assert best["valid_category_loss"] < 0.1
+    assert outcome.history[0]["train_item_loss"] < math.log(tables.N_ITEMS)
+
+
+def test_sampled_softmax_learns_it_too(splits, tmp_path: Path):
+    outcome = _train(_task(splits, {"full_softmax_max_items": 5}, max_epochs=5), tmp_path)
+    assert outcome.history[-1]["valid_item_loss"] < 0.2
+
+
+def test_smoothing_with_the_sampled_softmax_is_refused(splits, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"training\.label_smoothing = 0\.1 needs the full softmax"):
+        _train(_task(splits, {"full_softmax_max_items": 5}, label_smoothing=0.1), tmp_path)
+
+
+def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_too(splits, tmp_path: Path):
+    """Killed after its second epoch and started again, a run ends bit for bit where an uninterrupted one does."""
+    network = {"embedding_dropout": 0.2, "hidden_dropout": 0.2}
+    task = _task(splits, network, max_epochs=3, patience_epochs=3)
+    whole = _train(task, tmp_path / "whole")
+    _stop_after(2, task, tmp_path / "cut")
+    said: list[str] = []
+    resumed = _train(task, tmp_path / "cut", said)
+    assert said[0] == "going on after epoch 2 of an earlier run of the same training"
+    assert len(resumed.history) == 3
+    for name, weight in _weights(whole).items():
+        np.testing.assert_array_equal(weight, _weights(resumed)[name], err_msg=name)
+    other = _weights(_train(_task(splits, network, max_epochs=1, seed=8), tmp_path / "other"))
+    assert np.abs(other["embedding/item"] - _weights(whole)["embedding/item"]).max() > 0.1
+
+
+def test_a_finished_run_is_not_trained_again_and_a_changed_one_starts_anew(splits, tmp_path: Path):
+    task = _task(splits, max_epochs=1)
+    first = _train(task, tmp_path)
+    said: list[str] = []
+    again = _train(task, tmp_path, said)
+    assert said == ["going on after epoch 1 of an earlier run of the same training"]
+    for name, weight in _weights(first).items():
+        np.testing.assert_array_equal(weight, _weights(again)[name], err_msg=name)
+    said.clear()
+    _train(_task(splits, max_epochs=1, learning_rate=0.02), tmp_path, said)
+    assert "starting anew" in said[0]
+    assert "epoch 1/1" in said[1]
+
+
+def test_training_stops_when_validation_gets_no_better(splits, tmp_path: Path):
+    outcome = _train(_task(splits, max_epochs=9, patience_epochs=2, learning_rate=1e-9), tmp_path)
+    assert len(outcome.history) - outcome.best_epoch in (0, 2)
+    assert outcome.best_epoch == best_of(outcome.history, tables.TRAINING)
+
+
+def test_the_best_weights_are_handed_back_not_the_last(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "best_of", lambda _history, _spec: 1)
+    best = _weights(_train(_task(splits, max_epochs=2, patience_epochs=3), tmp_path / "two"))
+    only = _weights(_train(_task(splits, max_epochs=1), tmp_path / "one"))
+    for name, weight in only.items():
+        np.testing.assert_array_equal(weight, best[name], err_msg=name)
+
+
+def test_the_best_epoch_is_the_first_of_equals_by_the_chosen_figure():
+    history = [
+        {"epoch": epoch, "valid_loss": loss, "valid_item_ndcg": ndcg, "valid_category_ndcg": 0.5}
+        for epoch, loss, ndcg in ((1, 3.0, 0.1), (2, 2.0, 0.2), (3, 2.0, 0.4), (4, 2.5, 0.4))
+    ]
+    assert best_of(history, tables.TRAINING) == 2
+    assert best_of(history, tables.TRAINING.model_copy(update={"select_by": "ndcg"})) == 3
+
+
+def test_a_loss_that_is_not_a_number_stops_with_what_to_change(splits, tmp_path: Path):
+    with pytest.raises(ModelError, match=r"not a number at step \d+ .*training\.learning_rate"):
+        _train(_task(splits, learning_rate=1e30, clip_norm=1e30, max_epochs=2), tmp_path)
+
+
+def test_validation_counts_each_row_once_and_an_unknown_target_as_a_miss(tmp_path: Path):
+    rows = tables.ruled_rows(50, seed=3)
+    rows[c.NEXT_ITEM][:20] = c.OOV
+    splits = {name: tables.write_split(tmp_path / name, rows, groups=2) for name in ("train", "valid")}
+    outcome = _train(_task(splits, max_epochs=25, patience_epochs=25, learning_rate=0.03), tmp_path / "checkpoints")
+    assert 0.55 < outcome.history[-1]["valid_item_hr"] <= 0.6  # 30 of 50 rows can be hit at all
+    assert outcome.history[-1]["valid_category_hr"] == 1.0
+
+
+def test_ranks_break_ties_against_the_target():
+    logits = np.array([[1.0, 3.0, 3.0, 0.0]] * 4, np.float32)
+    rank = step._rank_of(logits, np.array([2, 3, 5, c.OOV]))
+    assert rank.numpy()[:3].tolist() == [3, 2, 4]
+    assert rank.numpy()[3] > 1_000_000
+
+
+def test_one_graph_serves_every_batch(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    traced: Counter[str] = Counter()
+    whole = step.Steps._objective
+
+    def counted(self: step.Steps, *arguments: Any) -> Any:
+        traced["objective"] += 1
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(step.Steps, "_objective", counted)
+    _train(_task(splits, max_epochs=2), tmp_path)
+    assert traced["objective"] == 1
+
+
+def test_the_learning_rate_warms_up_decays_and_grows_with_the_ranks(splits, tmp_path: Path):
+    task = _task(splits, warmup_steps=10, lr_epoch_decay=0.5, lr_scaling="sqrt", learning_rate=0.1)
+    run = training._Run(task, SingleProcess(), Checkpoints(str(tmp_path), 2), lambda _line: None)
+    run._workers = dataclasses.make_dataclass("Four", [("rank", int), ("size", int)])(0, 4)
+    assert run._learning_rate(1, 5) == pytest.approx(0.1 * 2 * 0.5)
+    assert run._learning_rate(2, 50) == pytest.approx(0.1 * 2 * 0.5)
+
+
+def _stop_after(epochs: int, task: Task, folder: Path) -> None:
+    """Let a run go on for some epochs and end as a kill would: only its checkpoints stay."""
+    run = training._Run(task, SingleProcess(), Checkpoints(str(folder), 2), lambda _line: None)
+    run._resume()
+    options = (task.sizes.length, task.training.batch_rows, task.training.shuffle_rows, task.training.seed)
+    batches = feed.training_batches(run._train_shard, *options)
+    for _ in range(epochs):
+        run._epoch(batches)
+    assert list(islice(batches, 1))

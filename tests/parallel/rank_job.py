@@ -1,0 +1,73 @@
+"""One rank of a training on a tiny table; run by the tests as a process of its own, alone or under horovodrun.
+
+Usage: python -m tests.parallel.rank_job FOLDER CASE. FOLDER holds `case.json` and the splits. Writes
+`weights-RANK.npz` on success.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from jobs.ranks import run_rank
+from tests.model import tables
+
+
+def _main(arguments: argparse.Namespace) -> None:
+    from model.checkpoint import Checkpoints
+    from model.feed import DataFile
+    from model.training import Task, train
+    from model.workers import connect_workers, use_threads
+
+    case = json.loads((arguments.folder / f"{arguments.case}.json").read_text())
+    rank = os.environ.get("HOROVOD_RANK", "0")
+    own = case.get(f"rank_{rank}", {})
+    use_threads(1)
+    workers = connect_workers()
+    splits = {
+        split: tuple(
+            DataFile(str(path), pq.read_metadata(path).num_rows if path.stat().st_size > 100 else 1)
+            for path in sorted((arguments.folder / split).glob("*.parquet"))
+        )
+        for split in ("train", "valid")
+    }
+    task = Task(
+        tables.NETWORK.model_copy(update=case.get("network", {})),
+        tables.TRAINING.model_copy(update={**case.get("training", {}), **own.get("training", {})}),
+        tables.SIZES,
+        splits["train"],
+        splits["valid"],
+        {"configuration": own.get("configuration", "same")},
+    )
+    if "die_at" in own:
+        _die_at(int(own["die_at"]))
+    folder = arguments.folder / f"{arguments.case}-rank-{rank}"  # of its own: what is in it was written by this rank
+    outcome = train(task, workers, Checkpoints(str(folder / "checkpoints"), 2), print)
+    weights = {name: weight.numpy() for name, weight in outcome.network.weights.items()}
+    np.savez(arguments.folder / f"{arguments.case}-weights-{rank}.npz", **weights)
+
+
+def _die_at(step: int) -> None:
+    """Be killed, as the kernel does when memory is short, instead of taking a step."""
+    from model import step as steps
+
+    whole = steps.Steps.train
+
+    def train(self: steps.Steps, batch: object, number: int, rate: float) -> object:
+        if number == step:
+            os.kill(os.getpid(), 9)
+        return whole(self, batch, number, rate)  # type: ignore[arg-type]
+
+    steps.Steps.train = train  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("case")
+    parser.set_defaults(debug=False)
+    sys.exit(run_rank(_main, parser, sys.argv[1:]))

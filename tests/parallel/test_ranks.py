@@ -1,0 +1,94 @@
+"""Two real Gloo ranks. Each test starts processes, bounded in time, and looks for what they leave behind."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from jobs.ranks import start_ranks
+from model.errors import ModelError
+from tests.model import tables
+
+pytestmark = pytest.mark.timeout(100)
+
+BATCH = 32
+# Each file is one batch of a rank, nothing is shuffled or dropped: two ranks of 32 rows see, together, the very batches
+# that one process of 64 rows sees. A large epsilon keeps Adam from blowing rounding errors up to whole steps.
+SAME_ORDER = {"network": {"query_dropout": 0.0}, "training": {"shuffle_rows": 0, "adam_epsilon": 1e-3}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("ranks")
+    tables.write_split(made / "train", tables.ruled_rows(10 * BATCH, seed=1), groups=10)
+    tables.write_split(made / "valid", tables.ruled_rows(75, seed=2), groups=2)
+    return made
+
+
+def _run(folder: Path, case: str, ranks: int, content: dict[str, object]) -> list[dict[str, np.ndarray]]:
+    (folder / f"{case}.json").write_text(json.dumps(content))
+    start_ranks(ranks, "tests.parallel.rank_job", [str(folder), case])
+    return [dict(np.load(folder / f"{case}-weights-{rank}.npz")) for rank in range(ranks)]
+
+
+def test_two_ranks_agree_and_equal_one_process_with_the_double_batch(folder: Path, capfd: pytest.CaptureFixture[str]):
+    first, second = _run(folder, "two", 2, SAME_ORDER)
+    said = capfd.readouterr()
+    for name, weight in first.items():
+        np.testing.assert_array_equal(weight, second[name], err_msg=name)
+
+    (single,) = _run(folder, "one", 1, {**SAME_ORDER, "training": {**SAME_ORDER["training"], "batch_rows": 2 * BATCH}})
+    untrained = {name: np.array(weight) for name, weight in _untrained().items()}
+    for name, weight in single.items():
+        np.testing.assert_allclose(first[name], weight, atol=2e-4, err_msg=name)
+    moved = max(float(np.abs(single[name] - untrained[name]).max()) for name in single)
+    assert moved > 0.02  # a hundred times the tolerance: the weights went somewhere, and to the same place
+
+    assert (folder / "two-rank-0" / "checkpoints").exists()
+    assert not (folder / "two-rank-1").exists()  # only rank 0 writes
+    assert said.err.count("epoch 1/2  train") == 1  # only rank 0 speaks
+
+
+def test_a_rank_with_another_configuration_stops_both_with_one_message(folder: Path):
+    started = time.monotonic()
+    case = {"rank_1": {"configuration": "other", "training": {"learning_rate": 0.5}}}
+    with pytest.raises(ModelError, match="rank 1 has configuration other, rank 0 has same") as raised:
+        _run(folder, "differs", 2, case)
+    assert "settings" in str(raised.value)
+    assert time.monotonic() - started < 40
+    assert not (folder / "differs-rank-0").exists()
+    _assert_none_left(folder)
+
+
+def test_a_torn_file_of_one_rank_stops_both_with_its_name(tmp_path: Path):
+    tables.write_split(tmp_path / "train", tables.ruled_rows(64, seed=1), groups=2)
+    tables.write_split(tmp_path / "valid", tables.ruled_rows(20, seed=2), groups=2)
+    torn = tmp_path / "train" / "group-00001.parquet"
+    torn.write_bytes(torn.read_bytes()[:90])
+    with pytest.raises(ModelError, match=r"train/group-00001\.parquet cannot be read"):
+        _run(tmp_path, "torn", 2, {})
+    _assert_none_left(tmp_path)
+
+
+def test_a_killed_rank_ends_the_other_with_a_message(folder: Path):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="another rank is gone"):
+        _run(folder, "killed", 2, {"rank_1": {"die_at": 4}})
+    assert time.monotonic() - started < 60
+    _assert_none_left(folder)
+
+
+def _untrained() -> dict[str, np.ndarray]:
+    from model.network import Network
+
+    network = Network(tables.NETWORK, tables.SIZES, tables.TRAINING.seed)
+    return {name: weight.numpy() for name, weight in network.weights.items()}
+
+
+def _assert_none_left(folder: Path) -> None:
+    # Horovod's ranks move to sessions of their own, so they are looked for by their argument, not by parent.
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if f"rank_job {folder}" in command]

