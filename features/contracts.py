@@ -110,7 +110,8 @@ _SESSION_FIELDS = [
 
 SESSIONS = Contract(
     "sessions_v1",
-    "One finished session: no event that is still allowed can join it. Written once, on the day it finished.",
+    "One finished session: no event that is still allowed can join it. Written once, by the run that finished it; the "
+    "partition is that run's last day.",
     (c.SESSION_ID,),
     T.StructType(_SESSION_FIELDS),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from functools import partial
 
 import numpy as np
@@ -16,13 +16,14 @@ from pyspark.sql import types as T
 from features import columns as c
 from features.contracts import EVENT_FIELDS, SESSIONS
 
-OPEN = "open"  # value of DT for a session that may still grow
+STATE = "state"
+FINISHED, OPEN = "finished", "open"  # values of STATE; an OPEN session may still grow
 
 _EVENT_NAMES = [field.name for field in EVENT_FIELDS]
 _CUT_SCHEMA = T.StructType(
     [
         *(field for field in SESSIONS.schema.fields if field.name != c.SESSION_ID),
-        T.StructField(c.DT, T.StringType(), False),
+        T.StructField(STATE, T.StringType(), False),
     ]
 )
 
@@ -39,22 +40,22 @@ class SessionsSpec(BaseModel):
 
 @dataclass(frozen=True)
 class _Cut:
-    """The rules of one run in microseconds and days since 1970."""
+    """The rules of one run, in microseconds (since 1970)."""
 
     gap_us: int
     lateness_us: int
-    last_day: int
+    end_us: int
 
 
 def cut_sessions(
     events: DataFrame, carried: DataFrame | None, spec: SessionsSpec, last_day: date, n_partitions: int
 ) -> DataFrame:
-    """Sessions of all users as SESSIONS, plus DT: the UTC day on which the session was finished, or OPEN.
+    """Sessions of all users as SESSIONS, plus STATE: FINISHED or OPEN at the end of `last_day`.
 
     events: `events_v1` of the run. carried: yesterday's `open_sessions_v1`, or None at a bootstrap. Two rows
     with the same (user_id, event_time, event_id) are one event. Events are ordered by (event_time, event_id).
-    A session is finished on the first day by whose end no event that is still allowed could join it:
-    session_end + gap + lateness < end of that day. Days after `last_day` have not come: OPEN.
+    A session is finished when no event that is still allowed could join it: session_end + gap + lateness lies
+    before the end of `last_day`.
     """
     columns = [c.USER_ID, *_EVENT_NAMES]
     together = events.select(*columns)
@@ -65,7 +66,7 @@ def cut_sessions(
     cut = _Cut(
         gap_us=spec.gap_s * c.MICROS,
         lateness_us=spec.lateness_days * c.DAY_S * c.MICROS,
-        last_day=(last_day - date(1970, 1, 1)).days,
+        end_us=((last_day - date(1970, 1, 1)).days + 1) * c.DAY_S * c.MICROS,
     )
     sessions = together.repartition(n_partitions, c.USER_ID).mapInArrow(partial(_cut_partition, cut=cut), _CUT_SCHEMA)
     session_id = F.lower(F.lpad(F.hex(F.xxhash64(c.USER_ID, c.SESSION_START)), 16, "0"))
@@ -93,10 +94,7 @@ def _cut_partition(batches: Iterator[pa.RecordBatch], cut: _Cut) -> Iterator[pa.
         [_single(ordered[name]) for name in _EVENT_NAMES],
         fields=[pa.field(f.name, ordered[f.name].type, f.nullable) for f in EVENT_FIELDS],
     )
-    day_us = c.DAY_S * c.MICROS
-    finished_day = (time_us[last] + cut.gap_us + cut.lateness_us) // day_us
-    days = np.unique(finished_day)
-    names = [OPEN if d > cut.last_day else str(date(1970, 1, 1) + timedelta(days=int(d))) for d in days]
+    may_grow = time_us[last] + cut.gap_us + cut.lateness_us >= cut.end_us
     stamps = pa.timestamp("us", tz="UTC")
     table = pa.table(
         {
@@ -105,7 +103,7 @@ def _cut_partition(batches: Iterator[pa.RecordBatch], cut: _Cut) -> Iterator[pa.
             c.SESSION_END: pa.array(time_us[last], stamps),
             c.N_EVENTS: pa.array((last - first + 1).astype(np.int32)),
             c.EVENTS: pa.ListArray.from_arrays(offsets, structs),
-            c.DT: pa.array(names).take(pa.array(np.searchsorted(days, finished_day))),
+            STATE: pa.array([FINISHED, OPEN]).take(pa.array(may_grow.astype(np.int8))),
         }
     )
     yield from table.to_batches(max_chunksize=20_000)

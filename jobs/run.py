@@ -174,7 +174,7 @@ def _report(result: EvaluationResult, words: Sequence[str], store: Store, last: 
     places = [
         *([(f"{store.root}/{RAW}", "the simulated raw log")] if demo else []),
         *([(store.path(SIMULATED_TRUTH.name, last), "what a perfect model would say")] if demo else []),
-        (f"{store.root}/{SESSIONS.name}", "finished sessions, by day"),
+        (f"{store.root}/{SESSIONS.name}", "finished sessions"),
         (store.path(OPEN_SESSIONS.name, last), "sessions that may still grow"),
         (store.path(REJECTED_EVENTS.name, last), "refused rows with their reasons"),
         (store.path(VOCABULARY.name, last), "ids of items and categories"),

@@ -25,7 +25,7 @@ from features.events import (
     rejection_counters,
 )
 from features.partitions import partitions_for
-from features.sessions import OPEN, cut_sessions
+from features.sessions import FINISHED, OPEN, STATE, cut_sessions
 from features.sources import SourceMap, read_log
 from jobs.cli import day, run_job, say, stage_parser
 from jobs.inputs import find_inputs, load_source, readable_error
@@ -57,7 +57,7 @@ def sessionize(
     last_day: date,
     bootstrap: bool,
 ) -> Sessionized:
-    """Write sessions_v1 of each day, open_sessions_v1 and rejected_events_v1 of the last day.
+    """Write sessions_v1, open_sessions_v1 and rejected_events_v1 of the run; their partition is its last day.
 
     inputs: files or folders of the raw log; `{date}` stands for each day of the run.
 
@@ -91,10 +91,10 @@ def sessionize(
         sessions = cut_sessions(good_events(counted), carried, settings.sessions, last_day, n_partitions).observe(
             cut,
             F.sum(c.N_EVENTS).alias("events"),
-            F.sum(F.when(F.col(c.DT) == OPEN, F.col(c.N_EVENTS))).alias("events_open"),
+            F.sum(F.when(F.col(STATE) == OPEN, F.col(c.N_EVENTS))).alias("events_open"),
         )
         staged = store.staging(SESSIONS.name, last_day)
-        sessions.write.partitionBy(c.DT).parquet(staged)
+        sessions.write.partitionBy(STATE).parquet(staged)
         found = observed.get | cut.get
         counters = {name: int(found[name] or 0) for name in [*rejection_counters(), "events", "events_open"]}
         rejected = {n.removeprefix("rejected_"): v for n, v in counters.items() if n.startswith("rejected_") and v}
@@ -114,7 +114,7 @@ def sessionize(
         )
     accepted = counters["rows_read"] - sum(rejected.values())
     counters["duplicates"] = accepted + n_carried - counters["events"]
-    return _publish(store, staged, refused, days, Lineage(lineage_inputs, hashed, counters), rejected)
+    return _publish(store, staged, refused, last_day, Lineage(lineage_inputs, hashed, counters), rejected)
 
 
 def _open_sessions_before(store: Store, first_day: date) -> Manifest:
@@ -128,23 +128,20 @@ def _open_sessions_before(store: Store, first_day: date) -> Manifest:
 
 
 def _publish(
-    store: Store, staged: str, refused: str, days: RunDays, lineage: Lineage, rejected: dict[str, int]
+    store: Store, staged: str, refused: str, last_day: date, lineage: Lineage, rejected: dict[str, int]
 ) -> Sessionized:
     """Publish rejected rows first and open sessions last: tomorrow's run starts only from a complete day."""
-    store.publish(REJECTED_EVENTS, days.last, refused, lineage)
-    n_sessions, n_days = 0, (days.last - days.first).days + 1
-    for dt in (str(days.first + timedelta(days=k)) for k in range(n_days)):
-        manifest = store.publish(SESSIONS, dt, _partition(store, staged, dt), lineage, c.SESSION_START)
-        n_sessions += manifest.rows
-    opened = store.publish(OPEN_SESSIONS, days.last, _partition(store, staged, OPEN), lineage, c.SESSION_START)
+    store.publish(REJECTED_EVENTS, last_day, refused, lineage)
+    finished = store.publish(SESSIONS, last_day, _staged(store, staged, FINISHED), lineage, c.SESSION_START)
+    opened = store.publish(OPEN_SESSIONS, last_day, _staged(store, staged, OPEN), lineage, c.SESSION_START)
     store.fs.rm(staged, recursive=True)
     counters = lineage.counters
-    return Sessionized(counters["rows_read"], rejected, counters["duplicates"], n_sessions, opened.rows)
+    return Sessionized(counters["rows_read"], rejected, counters["duplicates"], finished.rows, opened.rows)
 
 
-def _partition(store: Store, staged: str, dt: str) -> str:
-    """The staged folder of one day; a day without sessions gets an empty file, so that its schema is readable."""
-    path = f"{staged}/{c.DT}={dt}"
+def _staged(store: Store, staged: str, state: str) -> str:
+    """The staged folder of one state; where no session has it, with an empty file, so that its schema is readable."""
+    path = f"{staged}/{STATE}={state}"
     if not store.fs.exists(path):
         store.fs.makedirs(path, exist_ok=True)
         with store.fs.open(f"{path}/part-empty.parquet", "wb") as file:

@@ -20,7 +20,7 @@ class Session(NamedTuple):
     start_us: int
     end_us: int
     events: tuple[int, ...]
-    dt: str
+    state: str
 
 
 def slow_sessions(events: list[Event], gap_s: int, lateness_days: int, last_day: date) -> set[Session]:
@@ -43,8 +43,6 @@ def slow_sessions(events: list[Event], gap_s: int, lateness_days: int, last_day:
 def _close(user: str, events: list[tuple[int, int]], gap_s: int, lateness_days: int, last_day: date) -> Session:
     start, end = events[0][0], events[-1][0]
     may_grow_until = end + gap_s * US + lateness_days * DAY_US
-    day = date(1970, 1, 1)
-    # The first day by whose end nothing can join: may_grow_until < end of day.
-    day += timedelta(days=may_grow_until // DAY_US)
-    dt = str(day) if day <= last_day else "open"
-    return Session(user, start, end, tuple(event_id for _, event_id in events), dt)
+    midnight = (last_day + timedelta(days=1) - date(1970, 1, 1)).days * DAY_US
+    state = "finished" if may_grow_until < midnight else "open"
+    return Session(user, start, end, tuple(event_id for _, event_id in events), state)

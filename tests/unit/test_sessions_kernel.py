@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from features import columns as c
-from features.sessions import _Cut, _cut_partition, order_events
+from features.sessions import STATE, _Cut, _cut_partition, order_events
 from tests.oracles import DAY_US, US, Event, Session, slow_sessions
 
 GAP_S = 1_800
@@ -19,7 +19,7 @@ TIMES = st.one_of(
     st.integers(-5, 5).map(lambda k: NEW_YEAR_US + DAY_US - GAP_S * US + k),
     st.integers(-10 * DAY_US, 10 * DAY_US),
     st.integers(NEW_YEAR_US - 2 * DAY_US, NEW_YEAR_US + 2 * DAY_US),
-    st.just(253_370_764_800 * US),  # the year 9999
+    st.just(4_102_444_800 * US),  # the year 2100
 )
 LOGS = st.lists(
     st.builds(Event, st.sampled_from(["ann", "bob", "", "é"]), TIMES, st.integers(-2, 2)), min_size=1, max_size=40
@@ -41,14 +41,15 @@ def batches_of(events: list[Event], size: int) -> list[pa.RecordBatch]:
 
 
 def kernel_sessions(events: list[Event], lateness_days: int, last_day: date, batch: int = 7) -> list[Session]:
-    cut = _Cut(GAP_S * US, lateness_days * DAY_US, (last_day - date(1970, 1, 1)).days)
+    end_us = ((last_day - date(1970, 1, 1)).days + 1) * DAY_US
+    cut = _Cut(GAP_S * US, lateness_days * DAY_US, end_us)
     found = []
     for out in _cut_partition(iter(batches_of(events, batch)), cut):
         starts, ends = (out[name].cast(pa.int64()).to_pylist() for name in (c.SESSION_START, c.SESSION_END))
         for row, start, end in zip(out.to_pylist(), starts, ends, strict=True):
             ids = tuple(event[c.EVENT_ID] for event in row[c.EVENTS])
             assert row[c.N_EVENTS] == len(ids)
-            found.append(Session(row[c.USER_ID], start, end, ids, row[c.DT]))
+            found.append(Session(row[c.USER_ID], start, end, ids, row[STATE]))
     return found
 
 
