@@ -2,10 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from datetime import date
+from types import FrameType
 
 from features.contracts import ContractError
 from jobs.settings import UsageError
@@ -51,6 +54,8 @@ def say(message: str) -> None:
 def run_job(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """Parse, run, and turn an error into one paragraph and its exit code: 2 arguments, 3 contract or gate, 1 other."""
     arguments = parser.parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's kill cleans up like Ctrl-C
     try:
         main(arguments)
     except KeyboardInterrupt:
@@ -63,6 +68,10 @@ def run_job(main: Callable[[argparse.Namespace], None], parser: argparse.Argumen
     except Exception as error:
         return _report(error, EXIT_OTHER, arguments.debug)
     return 0
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _report(error: Exception, code: int, debug: bool) -> int:

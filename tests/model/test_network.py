@@ -101,13 +101,18 @@ def test_query_says_whether_the_next_event_starts_a_session():
     assert (many == unknown).mean() == pytest.approx(0.3, abs=0.02)
 
 
-def test_prediction_never_claims_to_know_that_the_session_goes_on(network: Network):
+def test_prediction_never_claims_to_know_that_the_session_goes_on():
+    network = Network(tables.NETWORK, tables.SIZES, seed=3)
     network.set_weights({**_values(network), "query/shift": np.eye(3, tables.NETWORK.units, dtype=np.float32)})
     batch = _batch(3)
     item = [network.last(batch, batch[c.LENGTH], tf.fill([3], gap))[c.ITEM].numpy() for gap in (1, 2, 4, 5, 7)]
     np.testing.assert_array_equal(item[0], item[1])
     np.testing.assert_array_equal(item[0], item[2])
     np.testing.assert_array_equal(item[3], item[4])
+    newest = tf.gather(network.encode(batch, batch[c.LENGTH]), batch[c.LENGTH] - 1, batch_dims=1)
+    for found, query in ((item[0], QUERY_UNKNOWN), (item[3], QUERY_NEW_SESSION)):
+        wanted = network.logits(c.ITEM, network.answer(c.ITEM, newest, tf.fill([3], query)))
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert np.abs(item[0] - item[3]).max() > 1e-3
 
 

@@ -12,6 +12,7 @@ from features import columns as c
 from model import feed, step, training
 from model.checkpoint import Checkpoints
 from model.errors import ModelError
+from model.network import Network
 from model.training import Outcome, Task, best_of
 from model.workers import SingleProcess
 from tests.model import tables
@@ -136,6 +137,15 @@ def test_ranks_break_ties_against_the_target():
     rank = step._rank_of(logits, np.array([2, 3, 5, c.OOV]))
     assert rank.numpy()[:3].tolist() == [3, 2, 4]
     assert rank.numpy()[3] > 1_000_000
+
+
+def test_every_rank_and_step_draws_its_own_random_numbers():
+    def steps(rank: int) -> step.Steps:
+        workers = dataclasses.make_dataclass("Rank", [("rank", int), ("size", int)])(rank, 2)
+        return step.Steps(Network(tables.NETWORK, tables.SIZES), tables.TRAINING, workers, {})
+
+    seeds = {tuple(steps(rank)._seed(number).numpy().tolist()) for rank in (0, 1) for number in (1, 2, 3)}
+    assert len(seeds) == 6
 
 
 def test_one_graph_serves_every_batch(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

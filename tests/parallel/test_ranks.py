@@ -1,6 +1,9 @@
 """Two real Gloo ranks. Each test starts processes, bounded in time, and looks for what they leave behind."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from tests.model import tables
 
 pytestmark = pytest.mark.timeout(100)
 
+_PROJECT = Path(__file__).parent.parent.parent
 BATCH = 32
 # Each file is one batch of a rank, nothing is shuffled or dropped: two ranks of 32 rows see, together, the very batches
 # that one process of 64 rows sees. A large epsilon keeps Adam from blowing rounding errors up to whole steps.
@@ -79,6 +83,23 @@ def test_a_killed_rank_ends_the_other_with_a_message(folder: Path):
         _run(folder, "killed", 2, {"rank_1": {"die_at": 4}})
     assert time.monotonic() - started < 60
     _assert_none_left(folder)
+
+
+def test_an_interrupt_ends_every_process(folder: Path):
+    (folder / "endless.json").write_text(json.dumps({"training": {"max_epochs": 100_000, "patience_epochs": 100_000}}))
+    code = (
+        f"from jobs.ranks import start_ranks; start_ranks(2, 'tests.parallel.rank_job', [{str(folder)!r}, 'endless'])"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=_PROJECT)
+    try:
+        assert caller.stderr is not None
+        assert any("epoch 1/" in line for line in caller.stderr)
+        caller.send_signal(signal.SIGINT)
+        caller.communicate(timeout=40)
+        assert caller.returncode != 0
+        _assert_none_left(folder)
+    finally:
+        caller.kill()
 
 
 def _untrained() -> dict[str, np.ndarray]:
