@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -6,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from petastorm.workers_pool.thread_pool import ThreadPool
+from petastorm.workers_pool.ventilator import ConcurrentVentilator
 
 from features import columns as c
 from model import feed
@@ -52,6 +55,31 @@ def test_every_row_comes_exactly_once_over_all_ranks(files, size: int):
             n_real.append(n_rows)
     assert seen == Counter(range(1, N_ROWS + 1))
     assert sum(n_real) == N_ROWS
+
+
+def test_no_row_is_lost_when_the_reader_looks_at_the_wrong_moment(files, monkeypatch: pytest.MonkeyPatch):
+    """Petastorm's own end of a pass drops what is handed out between its two looks; here all of it is."""
+    look, hand_out = ThreadPool.all_workers_done, ConcurrentVentilator._ventilate
+
+    def slow_look(pool: ThreadPool) -> bool:
+        done = look(pool)
+        time.sleep(0.1)
+        return done
+
+    def late_hand_out(ventilator: ConcurrentVentilator) -> None:
+        time.sleep(0.05)
+        hand_out(ventilator)
+
+    monkeypatch.setattr(ThreadPool, "all_workers_done", slow_look)
+    monkeypatch.setattr(ConcurrentVentilator, "_ventilate", late_hand_out)
+    batches = list(feed.evaluation_batches(_shard(files, 0, 2), tables.LENGTH, 8))
+    assert sum(n_rows for _, n_rows in batches) == files[0].rows + files[2].rows
+
+
+def test_files_with_other_rows_than_the_manifest_says_are_refused(files):
+    wrong = tuple(feed.DataFile(path, rows - 1) for path, rows in files)
+    with pytest.raises(ModelError, match=r"other numbers of rows than their manifest says \(57 for this rank\)"):
+        feed.target_counts(_shard(wrong), tables.SIZES)
 
 
 def test_values_arrive_unchanged(files, rows):
