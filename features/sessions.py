@@ -1,31 +1,29 @@
-"""Sessions: a user's events cut where the user was silent for longer than the gap, each event once."""
+"""Sessions: a user's events cut where the user was silent for longer than the gap, each event once.
 
-from collections.abc import Iterator
+Letters: n events, m events without repeated ones, s sessions.
+"""
+
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from typing import Self
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import EVENT_FIELDS, SESSIONS
 
-STATE = "state"
-FINISHED, OPEN = "finished", "open"  # values of STATE; an OPEN session may still grow
+Ids = NDArray[np.int64]
 
 _EVENT_NAMES = [field.name for field in EVENT_FIELDS]
-_CUT_SCHEMA = T.StructType(
-    [
-        *(field for field in SESSIONS.schema.fields if field.name != c.SESSION_ID),
-        T.StructField(STATE, T.StringType(), False),
-    ]
-)
+_SESSIONS_SCHEMA = to_arrow_schema(SESSIONS.schema)
+_STAMPS = pa.timestamp("us", tz="UTC")
 
 
 class SessionsSpec(BaseModel):
@@ -39,79 +37,63 @@ class SessionsSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """The rules of one run, in microseconds (since 1970)."""
+class CutRules:
+    """When a session ends, and which ones may still grow at the end of a run; microseconds (since 1970)."""
 
     gap_us: int
     lateness_us: int
     end_us: int
 
+    @classmethod
+    def of(cls, spec: SessionsSpec, last_day: date) -> Self:
+        """The rules of a run whose last day is `last_day`."""
+        end_day = (last_day - date(1970, 1, 1)).days + 1
+        day_us = c.DAY_S * c.MICROS
+        return cls(spec.gap_s * c.MICROS, spec.lateness_days * day_us, end_day * day_us)
 
-def cut_sessions(
-    events: DataFrame, carried: DataFrame | None, spec: SessionsSpec, last_day: date, n_partitions: int
-) -> DataFrame:
-    """Sessions of all users as SESSIONS, plus STATE: FINISHED or OPEN at the end of `last_day`.
 
-    events: `events_v1` of the run. carried: yesterday's `open_sessions_v1`, or None at a bootstrap. Two rows
-    with the same (user_id, event_time, event_id) are one event. Events are ordered by (event_time, event_id).
-    A session is finished when no event that is still allowed could join it: session_end + gap + lateness lies
-    before the end of `last_day`.
+def events_by_user(events: DataFrame, carried: DataFrame | None, n_partitions: int) -> DataFrame:
+    """Events of the run and of the sessions carried over, each user in one partition, in no order.
+
+    events: `events_v1`. carried: yesterday's `open_sessions_v1`, or None at a bootstrap.
     """
     columns = [c.USER_ID, *_EVENT_NAMES]
     together = events.select(*columns)
     if carried is not None:
-        together = together.unionByName(
-            carried.select(c.USER_ID, F.explode(c.EVENTS).alias("event")).select(c.USER_ID, "event.*").select(*columns)
-        )
-    cut = _Cut(
-        gap_us=spec.gap_s * c.MICROS,
-        lateness_us=spec.lateness_days * c.DAY_S * c.MICROS,
-        end_us=((last_day - date(1970, 1, 1)).days + 1) * c.DAY_S * c.MICROS,
-    )
-    sessions = together.repartition(n_partitions, c.USER_ID).mapInArrow(partial(_cut_partition, cut=cut), _CUT_SCHEMA)
-    session_id = F.lower(F.lpad(F.hex(F.xxhash64(c.USER_ID, c.SESSION_START)), 16, "0"))
-    return sessions.select(session_id.alias(c.SESSION_ID), *_CUT_SCHEMA.names)
+        inside = carried.select(c.USER_ID, F.explode(c.EVENTS).alias("event")).select(c.USER_ID, "event.*")
+        together = together.unionByName(inside.select(*columns))
+    return together.repartition(n_partitions, c.USER_ID)
 
 
-def _cut_partition(batches: Iterator[pa.RecordBatch], cut: _Cut) -> Iterator[pa.RecordBatch]:
-    """All events of some users → their sessions. A partition's size is bounded by plan: it is held whole."""
-    held = list(batches)
-    if not held or not any(batch.num_rows for batch in held):
-        return
-    events = pa.Table.from_batches(held).combine_chunks()
-    del held
-    users = events[c.USER_ID].combine_chunks().dictionary_encode()
+def sessions_of(events: pa.Table, rules: CutRules) -> tuple[pa.Table, pa.Table]:
+    """All events of some users → their finished and their open sessions, both as SESSIONS.
+
+    events: user_id and the event's own columns, in any order. Two rows with the same (user_id, event_time,
+    event_id) are one event. Events of a session are ordered by (event_time, event_id). A session is finished when
+    no event that is still allowed could join it: session_end + gap + lateness lies before the end of the run.
+    """
+    events = events.combine_chunks()
+    users = _array(events, c.USER_ID).dictionary_encode()
     user = users.indices.to_numpy()  # [n]
-    time_us = events[c.EVENT_TIME].cast(pa.int64()).to_numpy()  # [n]
-    event_id = events[c.EVENT_ID].to_numpy()  # [n]
-
-    order, first = order_events(user, time_us, event_id, cut.gap_us)
-    user, time_us = user[order], time_us[order]
+    time_us = _array(events, c.EVENT_TIME).cast(pa.int64()).to_numpy()  # [n]
+    order, first = order_events(user, time_us, _array(events, c.EVENT_ID).to_numpy(), rules.gap_us)
+    user, time_us = user[order], time_us[order]  # [m]
     last = np.append(first[1:], len(order)) - 1  # [s]
-    ordered = events.select(_EVENT_NAMES).take(pa.array(order))
-    offsets = pa.array(np.append(first, len(order)), pa.int32())
-    structs = pa.StructArray.from_arrays(
-        [_single(ordered[name]) for name in _EVENT_NAMES],
-        fields=[pa.field(f.name, ordered[f.name].type, f.nullable) for f in EVENT_FIELDS],
-    )
-    may_grow = time_us[last] + cut.gap_us + cut.lateness_us >= cut.end_us
-    stamps = pa.timestamp("us", tz="UTC")
-    table = pa.table(
+    sessions = pa.table(
         {
+            c.SESSION_ID: session_ids(users.dictionary, user[first], time_us[first]),
             c.USER_ID: users.dictionary.take(pa.array(user[first])),
-            c.SESSION_START: pa.array(time_us[first], stamps),
-            c.SESSION_END: pa.array(time_us[last], stamps),
+            c.SESSION_START: pa.array(time_us[first], _STAMPS),
+            c.SESSION_END: pa.array(time_us[last], _STAMPS),
             c.N_EVENTS: pa.array((last - first + 1).astype(np.int32)),
-            c.EVENTS: pa.ListArray.from_arrays(offsets, structs),
-            STATE: pa.array([FINISHED, OPEN]).take(pa.array(may_grow.astype(np.int8))),
+            c.EVENTS: _nested(events, order, first),
         }
-    )
-    yield from table.to_batches(max_chunksize=20_000)
+    ).cast(_SESSIONS_SCHEMA)
+    may_grow = time_us[last] + rules.gap_us + rules.lateness_us >= rules.end_us  # [s]
+    return sessions.filter(pa.array(~may_grow)), sessions.filter(pa.array(may_grow))
 
 
-def order_events(
-    user: NDArray[np.int32], time_us: NDArray[np.int64], event_id: NDArray[np.int64], gap_us: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def order_events(user: NDArray[np.int32], time_us: Ids, event_id: Ids, gap_us: int) -> tuple[Ids, Ids]:
     """Order events by (user, time, id), leave out repeated ones, and cut where a user was silent for more than gap_us.
 
     user, time_us, event_id: [n] → (order [m], m ≤ n: positions of the kept events; first [s]: where in `order`
@@ -129,6 +111,33 @@ def order_events(
     return order, np.flatnonzero(np.append(True, starts))
 
 
-def _single(column: pa.ChunkedArray) -> pa.Array:
-    """A chunked column as one array."""
+def session_ids(names: pa.Array, user: NDArray[np.int32], start_us: Ids) -> pa.Array:
+    """16 hex digits for each (user, start): SipHash of the name, mixed with the start by SplitMix64's finalizer.
+
+    names: [u] text; user: [s] index into names; start_us: [s] → [s] text. Steele, Lea, Flood, OOPSLA 2014.
+    """
+    hashed = pd.util.hash_array(names.to_numpy(zero_copy_only=False))  # [u] uint64
+    mixed = hashed[user] ^ (start_us.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    octets = mixed.astype(">u8").view(np.uint8)  # [8 s]
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text = np.stack([digits[octets >> 4], digits[octets & 15]], axis=1)  # [8 s, 2]
+    offsets = np.arange(len(user) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(user), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(text)))
+
+
+def _nested(events: pa.Table, order: Ids, first: Ids) -> pa.Array:
+    """The events of each session as one list of structs. order: [m]; first: [s] → [s] lists."""
+    index = pa.array(order)
+    columns = [_array(events, name).take(index) for name in _EVENT_NAMES]
+    fields = [pa.field(f.name, column.type, f.nullable) for f, column in zip(EVENT_FIELDS, columns, strict=True)]
+    offsets = pa.array(np.append(first, len(order)), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=fields))
+
+
+def _array(events: pa.Table, name: str) -> pa.Array:
+    """A column of a table with combined chunks, as one array."""
+    column = events[name]
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import Observation, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
+from features.categories import with_categories
 from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, ContractError, conform
 from features.events import (
+    WITH_CATEGORY,
     RunDays,
     good_events,
     parse_events,
@@ -25,10 +23,20 @@ from features.events import (
     rejection_counters,
 )
 from features.partitions import partitions_for
-from features.sessions import FINISHED, OPEN, STATE, cut_sessions
+from features.pseudonyms import pseudonymous
+from features.sessions import CutRules, events_by_user
 from features.sources import SourceMap, read_log
 from jobs.cli import day, run_job, say, stage_parser
-from jobs.inputs import find_inputs, load_source, readable_error
+from jobs.inputs import (
+    KEY_INPUT,
+    check_same_key,
+    find_inputs,
+    load_categories,
+    load_key,
+    load_source,
+    readable_error,
+)
+from jobs.session_files import write_sessions
 from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
@@ -56,47 +64,52 @@ def sessionize(
     first_day: date,
     last_day: date,
     bootstrap: bool,
+    categories: Sequence[str] = (),
 ) -> Sessionized:
     """Write sessions_v1, open_sessions_v1 and rejected_events_v1 of the run; their partition is its last day.
 
     inputs: files or folders of the raw log; `{date}` stands for each day of the run.
+    categories: files with the items' categories, as the source map describes them; `{date}` is the last day.
 
     Raises:
         ContractError: an input is missing, empty or torn, or the day before has no open sessions and this is no
             bootstrap. Nothing that a later stage would accept is left behind.
     """
     store = Store(root)
+    key = load_key(settings.cleaning.pseudonym_key_file)
     days = RunDays(first_day, last_day, settings.sessions.lateness_days)
-    lineage_inputs: dict[str, str] = {}
+    lineage_inputs: dict[str, str] = {KEY_INPUT: key.fingerprint} if key else {}
     carried, n_carried = None, 0
     if not bootstrap:
         yesterday = _open_sessions_before(store, first_day)
+        check_same_key(yesterday, key)
         carried = store.read(spark, OPEN_SESSIONS, yesterday.dt, "jobs/sessionize.py")
         n_carried = int(yesterday.counters["events_open"])
         lineage_inputs[f"{OPEN_SESSIONS.name}/{yesterday.dt}"] = yesterday.hash
     paths, n_bytes = find_inputs(store, inputs, first_day, last_day)
     lineage_inputs |= {path: str(size) for path, size in n_bytes.items()}
+    category_paths, category_bytes = find_inputs(store, categories, last_day, last_day, "--categories")
+    lineage_inputs |= {path: str(size) for path, size in category_bytes.items()}
     hashed = config_hash(settings.cleaning, settings.sessions, source)
 
     try:
-        parsed = parse_events(read_log(spark, source, paths), source, settings.cleaning, days)
+        of_items = load_categories(spark, source, category_paths)
+        raw = read_log(spark, source, paths)
+        raw = pseudonymous(raw, source, key) if key else raw
+        parsed = parse_events(raw, source, settings.cleaning, days)
         observed = Observation("rows")
-        counted = parsed.drop(c.RAW).observe(observed, *(agg.alias(n) for n, agg in rejection_counters().items()))
+        events = parsed.drop(c.RAW) if of_items is None else with_categories(parsed.drop(c.RAW), of_items)
+        counted = events.observe(observed, *(agg.alias(n) for n, agg in rejection_counters().items()))
         n_partitions = partitions_for(
             sum(n_bytes.values()) * (_GZIP_GROWTH if any(path.endswith(".gz") for path in n_bytes) else 1),
             settings.sessions.partition_mib,
             spark.sparkContext.defaultParallelism,
         )
-        cut = Observation("sessions")
-        sessions = cut_sessions(good_events(counted), carried, settings.sessions, last_day, n_partitions).observe(
-            cut,
-            F.sum(c.N_EVENTS).alias("events"),
-            F.sum(F.when(F.col(STATE) == OPEN, F.col(c.N_EVENTS))).alias("events_open"),
-        )
-        staged = store.staging(SESSIONS.name, last_day)
-        sessions.write.partitionBy(STATE).parquet(staged)
-        found = observed.get | cut.get
-        counters = {name: int(found[name] or 0) for name in [*rejection_counters(), "events", "events_open"]}
+        by_user = events_by_user(good_events(counted), carried, n_partitions)
+        folder = store.staging(SESSIONS.name, last_day)
+        staged = write_sessions(by_user, CutRules.of(settings.sessions, last_day), store, folder)
+        found = observed.get
+        counters = {name: int(found[name] or 0) for name in rejection_counters()}
         rejected = {n.removeprefix("rejected_"): v for n, v in counters.items() if n.startswith("rejected_") and v}
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         if rejected:
@@ -112,9 +125,22 @@ def sessionize(
             f"{', '.join(paths)}: {counters['rows_read']:,} rows were read and none is usable ({why}). "
             f"Check the source map (columns, time_unit, actions) and the dates of the run ({first_day} to {last_day})."
         )
+    if categories and not counters[WITH_CATEGORY]:
+        raise ContractError(
+            f"--categories {', '.join(categories)}: no event's item has a category there. Check format, item and "
+            f"category under categories: in the source map."
+        )
     accepted = counters["rows_read"] - sum(rejected.values())
-    counters["duplicates"] = accepted + n_carried - counters["events"]
-    return _publish(store, staged, refused, last_day, Lineage(lineage_inputs, hashed, counters), rejected)
+    counters |= {"events": staged.events, "events_open": staged.events_open}
+    counters["duplicates"] = accepted + n_carried - staged.events
+    lineage = Lineage(lineage_inputs, hashed, counters)
+    # Rejected rows first and open sessions last: tomorrow's run starts only from a day that is complete.
+    store.retract(OPEN_SESSIONS, last_day)
+    store.publish(REJECTED_EVENTS, last_day, refused, lineage)
+    finished = store.publish(SESSIONS, last_day, staged.finished, lineage, c.SESSION_START)
+    opened = store.publish(OPEN_SESSIONS, last_day, staged.opened, lineage, c.SESSION_START)
+    store.fs.rm(folder, recursive=True)
+    return Sessionized(counters["rows_read"], rejected, counters["duplicates"], finished.rows, opened.rows)
 
 
 def _open_sessions_before(store: Store, first_day: date) -> Manifest:
@@ -127,28 +153,6 @@ def _open_sessions_before(store: Store, first_day: date) -> Manifest:
         ) from None
 
 
-def _publish(
-    store: Store, staged: str, refused: str, last_day: date, lineage: Lineage, rejected: dict[str, int]
-) -> Sessionized:
-    """Publish rejected rows first and open sessions last: tomorrow's run starts only from a complete day."""
-    store.publish(REJECTED_EVENTS, last_day, refused, lineage)
-    finished = store.publish(SESSIONS, last_day, _staged(store, staged, FINISHED), lineage, c.SESSION_START)
-    opened = store.publish(OPEN_SESSIONS, last_day, _staged(store, staged, OPEN), lineage, c.SESSION_START)
-    store.fs.rm(staged, recursive=True)
-    counters = lineage.counters
-    return Sessionized(counters["rows_read"], rejected, counters["duplicates"], finished.rows, opened.rows)
-
-
-def _staged(store: Store, staged: str, state: str) -> str:
-    """The staged folder of one state; where no session has it, with an empty file, so that its schema is readable."""
-    path = f"{staged}/{STATE}={state}"
-    if not store.fs.exists(path):
-        store.fs.makedirs(path, exist_ok=True)
-        with store.fs.open(f"{path}/part-empty.parquet", "wb") as file:
-            pq.write_table(pa.Table.from_batches([], to_arrow_schema(SESSIONS.schema)), file)
-    return path
-
-
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
     parser = stage_parser("sessionize", "Cut a raw behaviour log into sessions; finished ones come out once.")
@@ -158,6 +162,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--from", dest="first", type=day, metavar="DAY", help="first day of a backfill (default: --date)"
+    )
+    parser.add_argument(
+        "--categories",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file with the items' categories (the source map says how to read it); {date} = the last day",
     )
     parser.add_argument("--bootstrap", action="store_true", help="first day of the log: nothing is carried over")
 
@@ -176,6 +187,7 @@ def main(argv: Sequence[str]) -> int:
             first,
             arguments.date,
             arguments.bootstrap,
+            arguments.categories,
         )
         say(summary(done))
 

@@ -120,7 +120,7 @@ class Store:
                 f"{where} was written with schema {manifest.schema_hash}, this version reads {contract.schema_hash}. "
                 f"Run {made_by} for {dt} again."
             )
-        sizes = dict(self._data_files(where))
+        sizes = dict(self.data_files(where))
         for expected in manifest.files:
             size = sizes.pop(f"{where}/{expected['path']}", None)
             if size != expected["bytes"]:
@@ -139,7 +139,7 @@ class Store:
         self, contract: Contract, dt: date | str, staged: str, lineage: Lineage, time_column: str | None = None
     ) -> Manifest:
         """Swap staged files in for the partition and write its manifest last. `time_column` gives min and max time."""
-        files = self._data_files(staged)
+        files = self.data_files(staged)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             footers = list(pool.map(lambda item: self._footer(item[0]), files))
         low, high = _time_range(footers, time_column)
@@ -162,8 +162,7 @@ class Store:
         )
         final = self.path(contract.name, dt)
         if self.fs.exists(final):
-            if self.fs.exists(f"{final}/{MANIFEST}"):
-                self.fs.rm(f"{final}/{MANIFEST}")
+            self.retract(contract, dt)
             self.fs.rm(final, recursive=True)
         self.fs.makedirs(final, exist_ok=True)
         for entry in self.fs.ls(staged, detail=False):
@@ -173,6 +172,12 @@ class Store:
         self.fs.rm(staged, recursive=True)
         self.write_json(f"{final}/{MANIFEST}", asdict(manifest))
         return manifest
+
+    def retract(self, contract: Contract, dt: date | str) -> None:
+        """Make a partition unreadable, before something that it belongs with is replaced."""
+        path = f"{self.path(contract.name, dt)}/{MANIFEST}"
+        if self.fs.exists(path):
+            self.fs.rm(path)
 
     def write(
         self, frame: DataFrame, contract: Contract, dt: date | str, lineage: Lineage, time_column: str | None = None
@@ -186,7 +191,7 @@ class Store:
         """(path, rows) of every Parquet file below a folder, in order of path; none where the folder is missing."""
         if not self.fs.exists(folder):
             return []
-        return [(path, self._footer(path).num_rows) for path, _ in self._data_files(folder)]
+        return [(path, self._footer(path).num_rows) for path, _ in self.data_files(folder)]
 
     def write_json(self, path: str, content: Any) -> None:
         """Write JSON under a temporary name, then rename: a reader sees the old file, the new one, or none."""
@@ -196,7 +201,7 @@ class Store:
             file.write("\n")
         self.fs.mv(hidden, path)
 
-    def _data_files(self, folder: str) -> list[tuple[str, int]]:
+    def data_files(self, folder: str) -> list[tuple[str, int]]:
         """(path, bytes) of every Parquet file below a folder, in order of path, as the root is spelled."""
         found: Iterable[tuple[str, dict[str, Any]]] = self.fs.find(folder, detail=True).items()
         prefix = self.root[: len(self.root) - len(self._base)] if self.root.endswith(self._base) else ""

@@ -11,6 +11,10 @@ from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABULARY, ContractError
+from features.events import RunDays, good_events, parse_events
+from features.sessions import CutRules, events_by_user
+from features.sources import read_log
+from jobs.session_files import write_sessions
 from jobs.sessionize import Sessionized, sessionize
 from jobs.settings import Settings, load_settings
 from jobs.store import MANIFEST, Store
@@ -116,17 +120,17 @@ def test_late_rows_join_their_session_and_repeated_ones_do_not_count(spark: Spar
 
 
 def test_one_partition_or_many_give_the_same_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
-    from features.events import RunDays, good_events, parse_events
-    from features.sessions import cut_sessions
-    from features.sources import read_log
-
     lines = [line(f"u{k % 11}", f"i{k % 5}", when=f"2024-03-01 {k % 24:02d}:{k % 60:02d}") for k in range(400)]
     results = []
     for name, order, n_partitions in (("a", lines, 1), ("b", lines[::-1], 7)):
         log = write_log(tmp_path / f"{name}.csv", *order)
         parsed = parse_events(read_log(spark, SOURCE, [log]), SOURCE, settings.cleaning, RunDays(FIRST, FIRST, 0))
-        cut = cut_sessions(good_events(parsed), None, settings.sessions, FIRST, n_partitions)
-        results.append(sorted(str(row.asDict(recursive=True)) for row in cut.collect()))
+        by_user = events_by_user(good_events(parsed), None, n_partitions)
+        rules = CutRules.of(settings.sessions, FIRST)
+        staged = write_sessions(by_user, rules, Store(str(tmp_path)), f"{tmp_path}/{name}")
+        written = spark.read.parquet(staged.finished, staged.opened)
+        assert len(list((tmp_path / name / "finished").glob("*.parquet"))) > n_partitions // 2
+        results.append(sorted(str(row.asDict(recursive=True)) for row in written.collect()))
     assert results[0] == results[1]
 
 
