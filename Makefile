@@ -14,6 +14,7 @@ SOURCE ?=
 INPUT ?=
 OUT ?=
 DATE ?=
+CATEGORIES ?=
 CONF ?=
 RANKS ?=
 TESTS ?= tests
@@ -34,9 +35,9 @@ doctor: setup ## Check the installed environment piece by piece; each line ok or
 demo: setup ## The whole path on a simulated log: raw log to scores and report, below out/demo
 	@$(py) -m jobs.run --demo --root out/demo
 
-run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional DATE=YYYY-MM-DD, CONF=file.yaml, RANKS=n
+run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional CATEGORIES=, DATE=YYYY-MM-DD, CONF=file.yaml, RANKS=n
 	@lacks=(); \
-	[ -n "$(SOURCE)" ] || lacks+=("SOURCE=<one of: $(basename $(notdir $(wildcard conf/sources/*.yaml)))>"); \
+	[ -n "$(SOURCE)" ] || lacks+=("SOURCE=<one of: $(filter-out template,$(basename $(notdir $(wildcard conf/sources/*.yaml))))>"); \
 	[ -n "$(INPUT)" ] || lacks+=("INPUT=<the log: a file or folder>"); \
 	[ -n "$(OUT)" ] || lacks+=("OUT=<folder for all tables>"); \
 	if [ $${#lacks[@]} -gt 0 ]; then \
@@ -46,9 +47,9 @@ run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional DATE=YYYY-
 	fi
 	@setup/setup.sh
 	@$(py) -m jobs.run --source "$(SOURCE)" --input "$(INPUT)" --root "$(OUT)" \
-	  $(if $(DATE),--date "$(DATE)") $(if $(CONF),--conf "$(CONF)") $(if $(RANKS),--ranks "$(RANKS)")
+	  $(if $(DATE),--date "$(DATE)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(CONF),--conf "$(CONF)") $(if $(RANKS),--ranks "$(RANKS)")
 
-test: setup ## All tests; TESTS=tests/spark/test_sessions.py for some of them
+test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
 	@$(py) -m pytest $(TESTS)
 
 test-unit: setup ## The fast tests

@@ -79,7 +79,7 @@ N_ACTION_CODES = FIRST_ID + len(ACTIONS)
 FIRST_HOUR = 1
 N_HOUR_CODES = FIRST_HOUR + 7 * 24
 
-# Gap codes: PAD, UNKNOWN_GAP (a user's first event, or not known), then FIRST_GAP + (edges not above the gap).
+# Gap codes: PAD, UNKNOWN_GAP (a user's first event, or not known), then FIRST_GAP + (edges below the gap).
 UNKNOWN_GAP = 1
 FIRST_GAP = 2
 

@@ -90,7 +90,11 @@ REJECTED_EVENTS = Contract(
     T.StructType(
         [
             _column(c.REASON, _STRING, "why it was refused (see features/events.py)"),
-            _column(c.RAW, _STRING, "the row as it was read: the text line, or the columns as JSON"),
+            _column(
+                c.RAW,
+                _STRING,
+                "the row as it was read: the text line, or the columns as JSON; with pseudonyms, without the raw user id",
+            ),
         ]
     ),
 )
@@ -147,7 +151,8 @@ _CHANNEL_FIELDS = [
     _column(
         c.NEXT_GAP,
         _INT,
-        "bucket of the time to the next event (training rows), or of the time from the last event to the cutoff",
+        "bucket of the time to the next event (train), or from the last event to the cutoff; held-out rows of "
+        "leave_one_out: unknown",
     ),
     _column(c.LAST_TIME, _TIME, "time of the last event in the channels, UTC"),
     _column(c.SEEN_ITEMS, _INTS, "distinct item ids of the user's whole kept history before the cutoff, rising"),

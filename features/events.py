@@ -1,7 +1,7 @@
 """From a log as it comes to cleaned events, with a reason for every row that is refused."""
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 from pyspark.sql import Column, DataFrame
@@ -33,7 +33,10 @@ REASONS = (
     TOO_LATE,
 )
 
-_ORDER_SHIFT = 1 << 40  # an event_id is order * 2^40 + 40 bits of hash where the log has an order
+WITH_CATEGORY = "rows_with_category"  # counter
+
+# An event_id is order * 2^20 + 20 bits of hash where the log has an order, which so has room up to 2^43.
+_ORDER_SHIFT, _MAX_ORDER = 1 << 20, 1 << 43
 
 
 class CleaningSpec(BaseModel):
@@ -44,6 +47,8 @@ class CleaningSpec(BaseModel):
     min_date: date = Field(description="events before this UTC day are refused as time_out_of_range")
     future_tolerance_s: int = Field(ge=0, description="how far event_time may lie after ingest_time")
     unknown_action: str = Field(pattern=r"^(reject|view)$", description="reject, or count it as a view")
+    # Not dumped, so that no configuration hash and no bundle depends on where the key lies.
+    pseudonym_key_file: str | None = Field(None, exclude=True, description="key of the user ids' pseudonyms")
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,6 @@ class RunDays:
     last: date
     lateness_days: int
 
-    @property
-    def end(self) -> datetime:
-        """Midnight after the last day."""
-        return midnight(self.last + timedelta(days=1))
-
 
 def midnight(day: date) -> datetime:
     """00:00 UTC of a day, without a zone as Spark's UTC session wants it."""
@@ -68,10 +68,10 @@ def midnight(day: date) -> datetime:
 def parse_events(raw: DataFrame, source: SourceMap, spec: CleaningSpec, days: RunDays) -> DataFrame:
     """Every row of the log as the columns of `events_v1` plus REASON (null for a good row) and RAW (the row, whole).
 
-    An event's arrival day is the day of its ingest_time, else its own day or the run's first day, whichever
-    is later. It is TOO_LATE when its own day lies more than `days.lateness_days` before its arrival.
-    event_id: order * 2^40 + hash where the log has an order; the log's own id and the time, hashed, where it
-    has ids; else the hash of user, item, category, action and time. Two rows with one id are one event.
+    An event's arrival day is the day of its ingest_time, else its own, but not before the run's first day. It is
+    TOO_LATE when its own day lies more than `days.lateness_days` before its arrival.
+    event_id: order * 2^20 + hash where the log has an order (0 to 2^43, else MALFORMED_ROW); else the hash of user,
+    item, category, action and time, and of the log's own id where it has ids. Two rows with one id are one event.
     """
     kinds = {field.name: field.dataType for field in raw.schema.fields}
     named = {ours: F.col(f"`{theirs}`") for ours, theirs in source.columns.items()}
@@ -119,9 +119,10 @@ def rejected_events(parsed: DataFrame) -> DataFrame:
 
 
 def rejection_counters() -> dict[str, Column]:
-    """Aggregates for an Observation on parsed events: rows read, and rows refused by reason."""
+    """Aggregates for an Observation on parsed events: rows read, refused by reason, and good ones with a category."""
     by_reason = {f"rejected_{reason}": F.sum((F.col(c.REASON) == reason).cast("long")) for reason in REASONS}
-    return {"rows_read": F.count(F.lit(1)), **by_reason}
+    with_category = F.col(c.REASON).isNull() & F.col(c.CATEGORY_ID).isNotNull()
+    return {"rows_read": F.count(F.lit(1)), **by_reason, WITH_CATEGORY: F.sum(with_category.cast("long"))}
 
 
 def _canonical_action(column: Column | None, source: SourceMap, spec: CleaningSpec) -> Column:
@@ -136,19 +137,17 @@ def _canonical_action(column: Column | None, source: SourceMap, spec: CleaningSp
 
 
 def _event_id(source: SourceMap) -> Column:
-    content = F.xxhash64(c.USER_ID, c.ITEM_ID, c.CATEGORY_ID, c.ACTION, c.EVENT_TIME)
+    content = F.xxhash64("_own_id", c.USER_ID, c.ITEM_ID, c.CATEGORY_ID, c.ACTION, c.EVENT_TIME)
     if source.order:
         return F.col("_order") * _ORDER_SHIFT + F.pmod(content, F.lit(_ORDER_SHIFT))
-    if c.EVENT_ID in source.columns:
-        return F.xxhash64("_own_id", c.EVENT_TIME)
     return content
 
 
 def _reason(source: SourceMap, spec: CleaningSpec, days: RunDays) -> Column:
     time, ingest = F.col(c.EVENT_TIME), F.col(c.INGEST_TIME)
     event_day = F.to_date(time)
-    arrival_day = F.coalesce(F.to_date(ingest), F.greatest(event_day, F.lit(days.first)))
-    no_order = F.col("_order").isNull() if source.order else F.lit(False)
+    arrival_day = F.greatest(F.coalesce(F.to_date(ingest), event_day), F.lit(days.first))
+    no_order = ~F.coalesce(F.col("_order").between(0, _MAX_ORDER - 1), F.lit(False)) if source.order else F.lit(False)
     no_ingest = ingest.isNull() if c.INGEST_TIME in source.columns else F.lit(False)
     tolerance = F.expr(f"INTERVAL {spec.future_tolerance_s} SECONDS")
     return (

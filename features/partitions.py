@@ -28,11 +28,14 @@ class RowGroupPlan:
         return tuple(starts)
 
 
-def plan_row_groups(n_rows: int, row_bytes: int, world_sizes: tuple[int, ...], group_mib: int) -> RowGroupPlan:
+def plan_row_groups(
+    n_rows: int, row_bytes: int, world_sizes: tuple[int, ...], group_mib: int, name: str
+) -> RowGroupPlan:
     """Cut n_rows into equal row groups of at most about group_mib, their number a multiple of every world size.
 
     A rank reads the row groups whose index is its rank modulo the world size; so all ranks of a planned
     world size get the same number of groups, and numbers of rows that differ by at most one a group.
+    name: table and split, for the error.
 
     Raises:
         ContractError: fewer rows than groups are needed, so that a rank would have none.
@@ -40,9 +43,10 @@ def plan_row_groups(n_rows: int, row_bytes: int, world_sizes: tuple[int, ...], g
     unit = lcm(*world_sizes)
     if n_rows < unit:
         raise ContractError(
-            f"{n_rows} rows cannot be shared among sequences.world_sizes = {list(world_sizes)}, which need {unit} row "
-            f"groups. Take a longer log or lower sequences.world_sizes."
+            f"{name}: {n_rows} rows cannot be shared among sequences.world_sizes = {list(world_sizes)}, which need "
+            f"{unit} row groups. Take a longer log or lower sequences.world_sizes."
         )
-    n_groups = unit * max(1, ceil(n_rows * row_bytes / (group_mib * _MIB * unit)))
+    wanted = max(1, ceil(n_rows * row_bytes / (group_mib * _MIB * unit)))
+    n_groups = unit * min(wanted, n_rows // unit)  # no group is empty, even where one row is larger than a group
     small, larger = divmod(n_rows, n_groups)
     return RowGroupPlan(tuple(small + (index < larger) for index in range(n_groups)))

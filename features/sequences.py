@@ -57,6 +57,13 @@ class SequencesSpec(BaseModel):
             raise ValueError("edges must rise and be at least 1 s")
         return edges
 
+    @field_validator("world_sizes")
+    @classmethod
+    def _positive(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes or min(sizes) < 1:
+            raise ValueError("name one number of ranks or more, each at least 1")
+        return sizes
+
     def new_session_gap(self, gap_s: int) -> int:
         """The smallest gap code that means: silent for longer than a session's gap_s."""
         return c.FIRST_GAP + 1 + self.gap_edges_s.index(gap_s)

@@ -10,6 +10,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from pyspark.sql import DataFrame
@@ -117,15 +118,25 @@ def session_ids(names: pa.Array, user: NDArray[np.int32], start_us: Ids) -> pa.A
     names: [u] text; user: [s] index into names; start_us: [s] → [s] text. Steele, Lea, Flood, OOPSLA 2014.
     """
     hashed = pd.util.hash_array(names.to_numpy(zero_copy_only=False))  # [u] uint64
-    mixed = hashed[user] ^ (start_us.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
+    mixed = _mixed(hashed[user] ^ (start_us.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)))
     octets = mixed.astype(">u8").view(np.uint8)  # [8 s]
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)
     text = np.stack([digits[octets >> 4], digits[octets & 15]], axis=1)  # [8 s, 2]
     offsets = np.arange(len(user) + 1, dtype=np.int32) * 16
     return pa.StringArray.from_buffers(len(user), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(text)))
+
+
+def digest_of(sessions: pa.Table) -> int:
+    """A number that tells sets of events apart, whatever their order: Σ mixed event_id modulo 2^64."""
+    event_id = pc.struct_field(pc.list_flatten(sessions[c.EVENTS].combine_chunks()), c.EVENT_ID)
+    return int(_mixed(event_id.to_numpy().astype(np.uint64)).sum(dtype=np.uint64))
+
+
+def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finalizer: every bit of the input moves every bit of the output."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
 
 
 def _nested(events: pa.Table, order: Ids, first: Ids) -> pa.Array:

@@ -39,6 +39,12 @@ class Histories(NamedTuple):
     gap: NDArray[np.int32]  # [n] code of the time since the user's previous event
     start: Ints  # [u]
     end: Ints  # [u]
+    kept: int  # latest events before a stop that are used
+
+    def start_at(self, user: Ints, stop: Ints) -> Ints:
+        """First event used of a history that ends before `stop`: what comes later never shortens it. [r] → [r]."""
+        first: Ints = np.maximum(self.start[user], stop - self.kept)
+        return first
 
 
 class Rows(NamedTuple):
@@ -46,6 +52,7 @@ class Rows(NamedTuple):
 
     user: Ints  # [r]
     window: Ints  # [r]
+    start: Ints  # [r] no event before it is used
     stop: Ints  # [r] exclusive
     following: Ints  # [r] index of the next event, or -1
     label_start: Ints  # [r]
@@ -103,7 +110,7 @@ def _histories(events: pa.Table, history_events: int, gap_edges_s: tuple[int, ..
     gap[start] = c.UNKNOWN_GAP
     codes[c.GAP] = gap
     names = users.dictionary.take(pa.array(user[start]))
-    return names, Histories(time_us, event_id, codes, gap, np.maximum(start, end - history_events), end)
+    return names, Histories(time_us, event_id, codes, gap, start, end, history_events)
 
 
 def _events_before(history: Histories, time_us: int) -> Ints:
@@ -115,17 +122,21 @@ def _events_before(history: Histories, time_us: int) -> Ints:
 
 def _train_rows(history: Histories, stop: Ints, length: int) -> Rows:
     """Windows back to back from the end of [start, stop), so that each event but the first is a target once."""
-    n_targets = np.maximum(stop - history.start - 1, 0)
+    start = history.start_at(np.arange(len(stop)), stop)
+    n_targets = np.maximum(stop - start - 1, 0)
     n_windows = -(-n_targets // length)
     user = np.repeat(np.arange(len(stop)), n_windows)
     window = np.arange(len(user)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
     following = stop[user] - 1 - window * length
     none = np.zeros_like(user)
-    return Rows(user, window, following, following, none, none, None, c.TRAIN)
+    return Rows(user, window, start[user], following, following, none, none, None, c.TRAIN)
 
 
-def _held_out_rows(user: Ints, stop: Ints, label_start: Ints, label_stop: Ints, at: int | None, split: str) -> Rows:
-    return Rows(user, np.zeros_like(user), stop, label_start, label_start, label_stop, at, split)
+def _held_out_rows(
+    history: Histories, user: Ints, stop: Ints, labels: tuple[Ints, Ints], at: int | None, split: str
+) -> Rows:
+    start = history.start_at(user, stop)
+    return Rows(user, np.zeros_like(user), start, stop, labels[0], *labels, at, split)
 
 
 def _global_time_rows(history: Histories, length: int, cutoffs: Cutoffs) -> list[Rows]:
@@ -138,7 +149,7 @@ def _global_time_rows(history: Histories, length: int, cutoffs: Cutoffs) -> list
         label_start = _events_before(history, at + cutoffs.embargo_us)
         label_stop = _events_before(history, until)
         user = np.flatnonzero((stop > history.start) & (label_stop > label_start))
-        plans.append(_held_out_rows(user, stop[user], label_start[user], label_stop[user], at, split))
+        plans.append(_held_out_rows(history, user, stop[user], (label_start[user], label_stop[user]), at, split))
     return plans
 
 
@@ -148,14 +159,14 @@ def _leave_one_out_rows(history: Histories, length: int) -> list[Rows]:
     user = np.flatnonzero(enough)
     for split, from_end in ((c.VALID, 2), (c.TEST, 1)):
         label = history.end[user] - from_end
-        plans.append(_held_out_rows(user, label, label, label + 1, None, split))
+        plans.append(_held_out_rows(history, user, label, (label, label + 1), None, split))
     return plans
 
 
 def _score_rows(history: Histories, cutoffs: Cutoffs) -> Rows:
     user = np.arange(len(history.start))
     nothing = np.full_like(user, -1)
-    return Rows(user, np.zeros_like(user), history.end, nothing, nothing, nothing, cutoffs.end_us, SCORE)
+    return _held_out_rows(history, user, history.end, (nothing, nothing), cutoffs.end_us, SCORE)
 
 
 def _shuffled(rows: Rows, history: Histories) -> Rows:
@@ -170,6 +181,7 @@ def _pick(rows: Rows, index: Ints | slice) -> Rows:
     return Rows(
         rows.user[index],
         rows.window[index],
+        rows.start[index],
         rows.stop[index],
         rows.following[index],
         rows.label_start[index],
@@ -188,7 +200,7 @@ def _batch(
     rows: Rows, names: pa.Array, history: Histories, length: int, gap_edges_s: tuple[int, ...]
 ) -> pa.RecordBatch:
     n_rows = len(rows.user)
-    first = np.maximum(history.start[rows.user], rows.stop - length)
+    first = np.maximum(rows.start, rows.stop - length)
     filled = (rows.stop - first).astype(np.int32)  # [r]
     index = first[:, None] + np.arange(length)  # [r, L]
     valid = np.arange(length) < filled[:, None]  # [r, L]
@@ -242,13 +254,12 @@ def _ranges(start: Ints, stop: Ints) -> tuple[NDArray[np.int32], Ints]:
 
 def _distinct_items(history: Histories, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Each row's known items before `stop`, each once, rising → (offsets [r + 1], items [sum])."""
-    start = history.start[rows.user]
-    _, indices = _ranges(start, rows.stop)
-    row = np.repeat(np.arange(len(start)), rows.stop - start)
+    _, indices = _ranges(rows.start, rows.stop)
+    row = np.repeat(np.arange(len(rows.start)), rows.stop - rows.start)
     item = history.codes[c.ITEM][indices]
     known = item >= c.FIRST_ID
     pairs = np.unique((row[known] << 32) | item[known])
-    counts = np.bincount(pairs >> 32, minlength=len(start))
+    counts = np.bincount(pairs >> 32, minlength=len(rows.start))
     return np.append(0, np.cumsum(counts)).astype(np.int32), (pairs & 0xFFFFFFFF).astype(np.int32)
 
 

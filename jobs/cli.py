@@ -56,6 +56,8 @@ def run_job(main: Callable[[argparse.Namespace], None], parser: argparse.Argumen
     arguments = parser.parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's kill cleans up like Ctrl-C
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal too, but not under nohup
+            signal.signal(signal.SIGHUP, _interrupt)
     try:
         main(arguments)
     except KeyboardInterrupt:
@@ -81,7 +83,7 @@ def _report(error: Exception, code: int, debug: bool) -> int:
     text = " ".join(str(error).split())
     if code == EXIT_OTHER and len(text) > 1200:
         text = text[:1200] + " …"
-    say(textwrap.fill(f"error: {name}{text}", width=100))
+    say(textwrap.fill(f"error: {name}{text}", width=100, break_long_words=False, break_on_hyphens=False))
     if code == EXIT_OTHER:
         say("Run again with --debug for the stack trace.")
     return code

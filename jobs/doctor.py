@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -231,7 +232,7 @@ def container_memory_left(cgroup: Path) -> float:
 
 
 def run(command: Sequence[str], timeout_s: float = _TIMEOUT_S) -> Output:
-    """Run a command to its end; after the time limit it and everything it started are killed."""
+    """Run a command to its end; after the time limit, or on Ctrl-C, it and all that it started are killed."""
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         command,
@@ -247,8 +248,24 @@ def run(command: Sequence[str], timeout_s: float = _TIMEOUT_S) -> Output:
         out, err = process.communicate(timeout=timeout_s)
         return Output(process.returncode, out, err)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         return Output(None, *process.communicate())
+    finally:
+        if process.returncode is None:  # Ctrl-C
+            _kill(process)
+            process.wait()
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """Kill a process, its group, and what it started in sessions of their own, as horovodrun's ranks are."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    os.killpg(process.pid, signal.SIGKILL)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
 
 
 def _requirement_lines(name: str) -> list[str]:

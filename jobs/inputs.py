@@ -8,14 +8,18 @@ from pathlib import Path
 from py4j.protocol import Py4JJavaError
 from pydantic import ValidationError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
+from features.categories import read_categories
 from features.contracts import ContractError
+from features.pseudonyms import MIN_KEY_BYTES, PseudonymKey, fingerprint
 from features.sources import SourceMap, read_log, to_time
 from jobs.settings import CONF_DIR, UsageError, describe, read_yaml
-from jobs.store import Store
+from jobs.store import Manifest, Store
+
+KEY_INPUT = "pseudonym_key"  # among a manifest's inputs: the key's fingerprint
 
 
 def load_source(name_or_path: str) -> SourceMap:
@@ -32,13 +36,61 @@ def load_source(name_or_path: str) -> SourceMap:
         raise UsageError(f"The source map {path} is not valid: {describe(error)}.") from None
 
 
-def log_span(spark: SparkSession, source: SourceMap, inputs: Sequence[str]) -> tuple[date, date]:
-    """First and last UTC day of the events in a log, so that a whole log can be run without naming its days."""
-    raw = read_log(spark, source, list(inputs))
-    kinds = {field.name: field.dataType for field in raw.schema.fields}
-    column = source.columns[c.EVENT_TIME]
-    times = raw.select(F.to_date(to_time(F.col(f"`{column}`"), source.time_unit, kinds[column])).alias("day"))
+def load_key(path: str | None) -> PseudonymKey | None:
+    """The key of the pseudonyms, if the configuration names a file; its content is in no message."""
+    if path is None:
+        return None
+    setting = f"cleaning.pseudonym_key_file = {path}"
     try:
+        key = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{setting}: cannot read it: {error.strerror}. It must be a local file.") from None
+    if len(key) < MIN_KEY_BYTES:
+        raise UsageError(
+            f"{setting} holds {len(key)} bytes; a key has {MIN_KEY_BYTES} or more. Make one with: "
+            f"openssl rand -out FILE {MIN_KEY_BYTES}"
+        )
+    # The executors read the file themselves; a bound method of the standard library needs none of jobs/ there.
+    return PseudonymKey(Path(path).absolute().read_bytes, fingerprint(key))
+
+
+def check_same_key(yesterday: Manifest, key: PseudonymKey | None) -> None:
+    """Refuse to go on with another key, or none: every user would be a new one."""
+    before, now = yesterday.inputs.get(KEY_INPUT), key.fingerprint if key else None
+    if before != now:
+        raise ContractError(
+            f"{yesterday.table} for {yesterday.dt} was written with {_key_words(before)}, this run has "
+            f"{_key_words(now)} (cleaning.pseudonym_key_file). The same user would get another id. Use the key of that "
+            f"day, or start a new --root with --bootstrap."
+        )
+
+
+def _key_words(fingerprint: str | None) -> str:
+    return f"the pseudonym key {fingerprint}" if fingerprint else "no pseudonym key"
+
+
+def load_categories(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> DataFrame | None:
+    """The items' categories from --categories, or None without that flag."""
+    if not paths:
+        return None
+    if source.categories is None:
+        raise UsageError(
+            f"--categories {paths[0]}: the source map has no categories: part that says how to read it. Add one "
+            f"(conf/sources/template.yaml shows how), or drop --categories."
+        )
+    return read_categories(spark, source.categories, paths)
+
+
+def log_span(spark: SparkSession, source: SourceMap, inputs: Sequence[str]) -> tuple[date, date]:
+    """First and last UTC day of a log, so that a whole log can be run without naming its days.
+
+    Days of arrival where the log has an ingest_time (a wrong device clock then moves nothing), else of the events.
+    """
+    column = source.columns.get(c.INGEST_TIME, source.columns[c.EVENT_TIME])
+    try:
+        raw = read_log(spark, source, list(inputs))
+        kinds = {field.name: field.dataType for field in raw.schema.fields}
+        times = raw.select(F.to_date(to_time(F.col(f"`{column}`"), source.time_unit, kinds[column])).alias("day"))
         first, last = times.agg(F.min("day"), F.max("day")).collect()[0]
     except (PySparkException, Py4JJavaError) as error:
         raise readable_error(error, list(inputs)) from error
@@ -51,11 +103,11 @@ def log_span(spark: SparkSession, source: SourceMap, inputs: Sequence[str]) -> t
 
 
 def find_inputs(
-    store: Store, inputs: Sequence[str], first_day: date, last_day: date
+    store: Store, inputs: Sequence[str], first_day: date, last_day: date, flag: str = "--input"
 ) -> tuple[list[str], dict[str, int]]:
     """Paths to read and the bytes of every file below them; `{date}` in a path stands for each day of the run."""
     n_days = (last_day - first_day).days + 1
-    spelled = [path.format(date=first_day + timedelta(days=k)) for path in inputs for k in range(n_days)]
+    spelled = [path.replace("{date}", str(first_day + timedelta(days=k))) for path in inputs for k in range(n_days)]
     paths = list(dict.fromkeys(spelled))
     sizes: dict[str, int] = {}
     missing = []
@@ -67,7 +119,7 @@ def find_inputs(
         sizes |= files
     if missing:
         raise ContractError(
-            f"--input {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: no such file, or a folder without "
+            f"{flag} {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: no such file, or a folder without "
             f"files. An empty day still needs its (empty) file, so that a missing one is noticed."
         )
     return paths, sizes
@@ -76,12 +128,20 @@ def find_inputs(
 def readable_error(error: Exception, paths: Sequence[str]) -> Exception:
     """A Spark failure as one that names the file, where the file is the reason."""
     text = str(error)
+    if "Python worker exited unexpectedly" in text or "Python worker failed to connect" in text:
+        return RuntimeError(
+            "A Python worker of Spark ended without a word, most often killed for memory. Lower sessions.partition_mib "
+            "or give the machine more memory; nothing was written."
+        )
     torn = re.search(
-        r"Unexpected end of input stream|EOFException|is not a Parquet file|CRC|invalid gzip|ZipException", text
+        r"Unexpected end of input stream|EOFException|is not a Parquet file|invalid gzip|ZipException", text
     )
     header = re.search(r"CSV header does not conform|number of columns in CSV header", text, re.IGNORECASE)
     named = re.search(r"(?:reading file|CSV file:?)\s+(?:file:)?(\S+?)[.,]?(?:\s|$)", text)
     where = named.group(1) if named else ", ".join(paths)
+    refused = re.search(r"features\.contracts\.ContractError: (.+)", text)  # raised in a Python worker
+    if refused:
+        return ContractError(refused.group(1))
     if torn:
         return ContractError(
             f"{where} is cut off or damaged ({torn.group(0)}). Nothing was written. Fetch the file again, or remove it "

@@ -47,13 +47,18 @@ class _Group:
 def pack_split(
     spark: SparkSession, store: Store, staged: str, packed: str, split: str, spec: SequencesSpec
 ) -> SplitSummary:
-    """Copy `staged/split=X` to `packed/split=X` as equal row groups; each task writes its files by itself."""
+    """Copy `staged/split=X` to `packed/split=X` as equal row groups; each task writes its files by itself.
+
+    Raises:
+        ContractError: the split has rows, but fewer than the ranks need row groups.
+    """
     files = store.row_counts(f"{staged}/{c.SPLIT}={split}")
     n_rows = sum(rows for _, rows in files)
     if n_rows == 0:
         return SplitSummary(0, 0, 0, 0, 0, 0, 0)
     row_bytes = 4 * (len(c.CHANNELS) * spec.length + 8)
-    plan = plan_row_groups(n_rows, row_bytes, spec.world_sizes, spec.row_group_mib)
+    name = f"{TRAINING_SEQUENCES.name}, split {split}"
+    plan = plan_row_groups(n_rows, row_bytes, spec.world_sizes, spec.row_group_mib, name)
     folder = f"{packed}/{c.SPLIT}={split}"
     store.fs.makedirs(folder, exist_ok=True)
     groups = [

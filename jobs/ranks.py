@@ -22,6 +22,7 @@ from model.errors import ModelError
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
+_STALL_KEY, _STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
 _STOP_S = 5  # for a rank to end by itself after SIGTERM
 _TYPES = {kind.__name__: kind for kind in (UsageError, ContractError, ModelError)}
 
@@ -41,7 +42,8 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> None:
     project = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
-        environment = {**os.environ, "PYTHONPATH": path, _STATUS_DIR: status}
+        stall = {_STALL_KEY: os.environ.get(_STALL_KEY, _STALL_S)}
+        environment = {**os.environ, **stall, "PYTHONPATH": path, _STATUS_DIR: status}
         code, rest = _relay(command, environment, is_launched=ranks > 1)
         if code != 0:
             raise _first_error(Path(status)) or RuntimeError(f"{module} ended with exit code {code}. {rest}")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
+from math import lcm
 from typing import TypeVar
 
 from pyspark.sql import SparkSession
@@ -35,7 +36,7 @@ from jobs.train import launch
 from jobs.words import users_in_words
 
 DEMO_CONF = CONF_DIR / "demo.yaml"
-DEMO_DATE = date(2024, 6, 30)  # any fixed day: the demo's numbers are the same on every machine and day
+DEMO_DATE = date(2024, 6, 30)  # any fixed day: the demo's log is the same on every machine and day
 DEMO_SOURCE = "simulated"
 _USERS_IN_WORDS = 5
 
@@ -71,8 +72,9 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     overlays = [str(DEMO_CONF), *arguments.conf] if arguments.demo else list(arguments.conf)
     settings = load_settings(overlays, arguments.set)
+    _check_ranks(arguments.ranks, settings.sequences.world_sizes)
     source = load_source(arguments.source or DEMO_SOURCE)
-    root, store = arguments.root, Store(arguments.root)
+    root, store, categories = arguments.root, Store(arguments.root), arguments.categories
     stages = Stages(7 if arguments.demo else 6)
     spark = spark_session("run")
 
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     stages.run(
         "sessionize",
         f"cleaning the log and cutting sessions, {first} to {last}",
-        lambda: cutting.sessionize(spark, settings, source, inputs, root, first, last, bootstrap=True),
+        lambda: cutting.sessionize(spark, settings, source, inputs, root, first, last, True, categories),
         cutting.summary,
     )
     stages.run(
@@ -133,8 +135,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go together, before anything starts."""
     log = [flag for flag, value in (("--source", arguments.source), ("--input", arguments.input)) if value]
-    if arguments.demo and (log or arguments.first):
-        raise UsageError(f"--demo makes its own log: drop {', '.join(log) or '--from'}, or drop --demo.")
+    further = [flag for flag, value in (("--from", arguments.first), ("--categories", arguments.categories)) if value]
+    if arguments.demo and (log or further):
+        raise UsageError(f"--demo makes its own log: drop {', '.join(log + further)}, or drop --demo.")
     if not arguments.demo and len(log) < 2:
         raise UsageError(
             f"A log needs --source and --input; given: {', '.join(log) or 'neither'}. For example "
@@ -144,6 +147,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--ranks {arguments.ranks}: training needs one process or more.")
     if arguments.first and arguments.date and arguments.first > arguments.date:
         raise UsageError(f"--from {arguments.first} lies after --date {arguments.date}.")
+
+
+def _check_ranks(ranks: int, world_sizes: tuple[int, ...]) -> None:
+    """Refuse a number of ranks that the row groups of training are not planned for."""
+    unit = lcm(*world_sizes)
+    if unit % ranks:
+        wanted = sorted({*world_sizes, ranks})
+        raise UsageError(
+            f"--ranks {ranks}: sequences.world_sizes = {list(world_sizes)} plans row groups in multiples of {unit}, "
+            f"which {ranks} ranks cannot share equally. Take another number of ranks, or add {ranks} to the key: "
+            f"--set 'sequences.world_sizes={wanted}'."
+        )
 
 
 def _span(
@@ -195,6 +210,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--demo", action="store_true", help="simulate a log with conf/demo.yaml and run on it")
     parser.add_argument("--source", help="name of a map in conf/sources, or a YAML file")
     parser.add_argument("--input", action="append", metavar="PATH", help="file or folder of the log; may be repeated")
+    parser.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
     parser.add_argument("--from", dest="first", type=day, metavar="DAY", help="first day (default: of the log)")
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="Horovod processes that train (default: 2)")
     return run_job(run, parser, argv)

@@ -28,6 +28,7 @@ from features.contracts import SCORES, SEQUENCES, VOCABULARY, ContractError
 from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer, score_users
 from features.trends import TRENDS
 from jobs.cli import run_job, say, stage_parser
+from jobs.encoded import check_vocabulary
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import MANIFEST, Lineage, Manifest, Store
@@ -41,7 +42,8 @@ def score(spark: SparkSession, settings: Settings, root: str, date: date, bundle
     """Write scores_v1 of a day with the bundle of that day, or with the one at `bundle_path`.
 
     Raises:
-        ContractError: sequences are missing, or rows were lost; then nothing is published.
+        ContractError: sequences are missing or made with another vocabulary than the day's, or rows were lost;
+            then nothing is published.
         ModelError: the bundle is damaged or was not made for these sequences; raised before any row is scored.
     """
     store = Store(root)
@@ -113,10 +115,10 @@ class _BundleScorer:
 
 
 def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
-    """The bundle's model_version, or a ModelError where these sequences were encoded in another way."""
+    """The bundle's model_version; an error where these sequences were encoded in another way."""
     bundle = load_bundle(path)
     bundle.check_sequences(sequences.counters)
-    manifest = store.check(VOCABULARY, sequences.dt, "jobs/vocabulary.py")
+    manifest = check_vocabulary(store, sequences)
     if manifest.hash != bundle.vocabulary_hash:
         folder = store.path(VOCABULARY.name, sequences.dt)
         of_day, _ = vocabulary_lists(pa.concat_tables([_rows(store, f"{folder}/{f['path']}") for f in manifest.files]))

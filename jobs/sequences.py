@@ -14,11 +14,11 @@ from features.contracts import SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, Contra
 from features.partitions import partitions_for
 from features.sequences import SCORE, cutoffs_for, encode_events, user_windows
 from jobs.cli import run_job, say, stage_parser
+from jobs.history import events_until
 from jobs.packing import SplitSummary, pack_split
-from jobs.settings import Settings, UsageError, config_hash, load_settings
+from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
-from jobs.vocabulary import events_until
 
 _EVENT_GROWTH = 4  # an encoded event in memory against its compressed bytes in sessions_v1
 
@@ -30,11 +30,6 @@ def build_sequences(spark: SparkSession, settings: Settings, root: str, date: da
         ContractError: an input is missing, or a split is empty or breaks the cutoff.
     """
     spec, gap_s = settings.sequences, settings.sessions.gap_s
-    if gap_s not in spec.gap_edges_s:
-        raise UsageError(
-            f"sequences.gap_edges_s = {list(spec.gap_edges_s)} does not hold sessions.gap_s = {gap_s}: the model could "
-            f"not see where a session starts. Add {gap_s} to the edges."
-        )
     store = Store(root)
     cutoffs = cutoffs_for(spec, date)
     events, inputs, n_bytes = events_until(spark, store, date)

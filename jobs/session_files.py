@@ -13,22 +13,23 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SESSIONS
-from features.sessions import CutRules, sessions_of
+from features.sessions import CutRules, digest_of, sessions_of
 from jobs.store import Store
 
 _ROWS_PER_GROUP = 131_072
-_WRITTEN = "path string, events long"
-_WRITTEN_ARROW = pa.schema([("path", pa.string()), ("events", pa.int64())])
+_WRITTEN = "path string, events long, digest string"
+_WRITTEN_ARROW = pa.schema([("path", pa.string()), ("events", pa.int64()), ("digest", pa.string())])
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Where the finished and the open sessions of a run lie, before they are published, and the events in them."""
+    """Where the finished and open sessions of a run lie, before they are published; their events and digest."""
 
     finished: str
     opened: str
     events: int
     events_open: int
+    digest: str
 
 
 def write_sessions(by_user: DataFrame, rules: CutRules, store: Store, folder: str) -> Staged:
@@ -50,13 +51,14 @@ def write_sessions(by_user: DataFrame, rules: CutRules, store: Store, folder: st
         if not any(name.startswith(path) for name in events):
             _write(to_arrow_schema(SESSIONS.schema).empty_table(), f"{path}/part-empty.parquet")
     by_state = [sum(n for path, n in events.items() if path.startswith(place)) for place in (finished, opened)]
-    return Staged(finished, opened, sum(by_state), by_state[1])
+    digest = sum(int(row["digest"], 16) for row in written) % (1 << 64)
+    return Staged(finished, opened, sum(by_state), by_state[1], f"{digest:016x}")
 
 
 def _write_partition(
     batches: Iterator[pa.RecordBatch], rules: CutRules, places: tuple[str, str]
 ) -> Iterator[pa.RecordBatch]:
-    """Write the sessions of one partition → path and number of events of each file. Held whole: its size is planned."""
+    """Write the sessions of one partition → path, number of events and digest of each file. Held whole."""
     held = [batch for batch in batches if batch.num_rows]
     if not held:
         return
@@ -64,13 +66,14 @@ def _write_partition(
     del held
     context = TaskContext.get()
     name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}.parquet" if context else "part.parquet"
-    paths, counts = [], []
+    paths, counts, digests = [], [], []
     for sessions, place in zip(sessions_of(events, rules), places, strict=True):
         if sessions.num_rows:
             _write(sessions, f"{place}/{name}")
             paths.append(f"{place}/{name}")
             counts.append(int(sessions[c.N_EVENTS].to_numpy().sum()))
-    yield from pa.table([paths, counts], schema=_WRITTEN_ARROW).to_batches()
+            digests.append(f"{digest_of(sessions):x}")
+    yield from pa.table([paths, counts, digests], schema=_WRITTEN_ARROW).to_batches()
 
 
 def _write(sessions: pa.Table, path: str) -> None:

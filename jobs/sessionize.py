@@ -109,7 +109,7 @@ def sessionize(
         folder = store.staging(SESSIONS.name, last_day)
         staged = write_sessions(by_user, CutRules.of(settings.sessions, last_day), store, folder)
         found = observed.get
-        counters = {name: int(found[name] or 0) for name in rejection_counters()}
+        counters: dict[str, Any] = {name: int(found[name] or 0) for name in rejection_counters()}
         rejected = {n.removeprefix("rejected_"): v for n, v in counters.items() if n.startswith("rejected_") and v}
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         if rejected:
@@ -119,7 +119,7 @@ def sessionize(
     except (PySparkException, Py4JJavaError) as error:
         raise readable_error(error, paths) from error
 
-    if counters["rows_read"] == sum(rejected.values()) and carried is None:
+    if counters["rows_read"] == sum(rejected.values()) and (counters["rows_read"] or carried is None):
         why = ", ".join(f"{reason}: {n:,}" for reason, n in rejected.items()) or "the log is empty"
         raise ContractError(
             f"{', '.join(paths)}: {counters['rows_read']:,} rows were read and none is usable ({why}). "
@@ -131,7 +131,7 @@ def sessionize(
             f"category under categories: in the source map."
         )
     accepted = counters["rows_read"] - sum(rejected.values())
-    counters |= {"events": staged.events, "events_open": staged.events_open}
+    counters |= {"events": staged.events, "events_open": staged.events_open, "digest": staged.digest}
     counters["duplicates"] = accepted + n_carried - staged.events
     lineage = Lineage(lineage_inputs, hashed, counters)
     # Rejected rows first and open sessions last: tomorrow's run starts only from a day that is complete.

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from features.events import CleaningSpec
 from features.scoring import ScoringSpec
@@ -40,6 +40,16 @@ class Settings(BaseModel):
     evaluation: EvaluationSpec
     scoring: ScoringSpec
 
+    @model_validator(mode="after")
+    def _sessions_show_in_gaps(self) -> Self:
+        edges, gap_s = self.sequences.gap_edges_s, self.sessions.gap_s
+        if gap_s not in edges:
+            raise ValueError(
+                f"sequences.gap_edges_s = {list(edges)} does not hold sessions.gap_s = {gap_s}: the model could "
+                f"not see where a session starts. Add {gap_s} to the edges"
+            )
+        return self
+
 
 def load_settings(overlays: Sequence[str] = (), assignments: Sequence[str] = ()) -> Settings:
     """Read `conf/base.yaml`, lay each overlay file over it, then each `section.key=value`.
@@ -65,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"Cannot read the configuration file {path}: {error.strerror}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, bytes that are not UTF-8
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
         raise UsageError(f"{path} must hold a YAML mapping (section: …), found {type(tree).__name__}.")
@@ -81,6 +91,8 @@ def describe(error: ValidationError) -> str:
             problems.append(f"unknown key {key} (value {detail['input']!r}); remove it or correct its spelling")
         elif detail["type"] == "missing":
             problems.append(f"key {key} is missing")
+        elif not key:  # about several keys, which the message names
+            problems.append(detail["msg"].removeprefix("Value error, "))
         else:
             problems.append(f"{key} = {detail['input']!r}: {detail['msg']}")
     return "; ".join(problems)
@@ -104,7 +116,13 @@ def _assignment_tree(assignment: str) -> dict[str, Any]:
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {assignment!r}: expected section.key=value, for example sessions.gap_s=1800.")
-    tree: Any = yaml.safe_load(text)
+    try:
+        tree: Any = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
+        raise UsageError(
+            f"--set {assignment!r}: the value is not valid YAML: {' '.join(str(error).split())}. Write numbers, words "
+            "or lists, for example sessions.gap_s=1800 or 'sequences.world_sizes=[1, 2]'."
+        ) from None
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return dict(tree)

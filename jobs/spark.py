@@ -17,6 +17,8 @@ _ALWAYS = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.sources.partitionOverwriteMode": "dynamic",
     "spark.sql.ansi.enabled": "false",
+    # Tasks write files by themselves; a second attempt beside the first would double that work for nothing.
+    "spark.speculation": "false",
     # Else a shuffle without rows is optimized away together with what was observed below it: the refused rows.
     "spark.sql.adaptive.optimizer.excludedRules": "org.apache.spark.sql.execution.adaptive.AQEPropagateEmptyRelation",
 }

@@ -99,18 +99,6 @@ class Store:
         self.check(contract, dt, made_by)
         return spark.read.schema(contract.schema).parquet(self.path(contract.name, dt))
 
-    def read_until(
-        self, spark: SparkSession, contract: Contract, dt: date | str, made_by: str
-    ) -> tuple[DataFrame, dict[str, str], int]:
-        """All finished partitions up to a day, that day included: (rows, manifest hashes by partition, bytes)."""
-        self.manifest(contract.name, dt, made_by)
-        days = [day for day in self.dates(contract.name) if day <= str(dt)]
-        with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-            manifests = list(pool.map(lambda day: self.check(contract, day, made_by), days))
-        hashes = {f"{contract.name}/{manifest.dt}": manifest.hash for manifest in manifests}
-        rows = spark.read.schema(contract.schema).parquet(*(self.path(contract.name, day) for day in days))
-        return rows, hashes, sum(int(file["bytes"]) for manifest in manifests for file in manifest.files)
-
     def check(self, contract: Contract, dt: date | str, made_by: str) -> Manifest:
         """Refuse a partition whose schema or files are not those of its manifest."""
         manifest = self.manifest(contract.name, dt, made_by)

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from features import columns as c
-from features.contracts import TRAINING_SEQUENCES, VOCABULARY, ContractError
+from features.contracts import TRAINING_SEQUENCES, VOCABULARY
 from jobs.cli import say, stage_parser
+from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
     from model.training import Outcome, Task
 
 BUNDLE = "bundle"
-_SEQUENCES_JOB, _VOCABULARY_JOB = "jobs.sequences", "jobs.vocabulary"
+_SEQUENCES_JOB = "jobs.sequences"
 
 
 def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False) -> None:
@@ -94,14 +95,7 @@ class _Day:
 def _day(settings: Settings, store: Store, date: date) -> _Day:
     """Read and check the day's inputs, all but the rows."""
     manifest = store.check(TRAINING_SEQUENCES, date, _SEQUENCES_JOB)
-    vocabulary = store.check(VOCABULARY, date, _VOCABULARY_JOB)
-    used = manifest.inputs.get(f"{VOCABULARY.name}/{date}")
-    if used != vocabulary.hash:
-        raise ContractError(
-            f"{store.path(TRAINING_SEQUENCES.name, date)} was encoded with vocabulary {used}, but "
-            f"{store.path(VOCABULARY.name, date)} now is {vocabulary.hash}: ids would mean other items. "
-            f"Run {_SEQUENCES_JOB} for {date} again."
-        )
+    vocabulary = check_vocabulary(store, manifest)
     tokens, counts = _vocabulary(store, date)
     task = _task(settings, store, manifest, vocabulary.hash, {kind: len(names) for kind, names in tokens.items()})
     return _Day(settings, manifest, vocabulary.hash, tokens, counts, task)

@@ -3,26 +3,26 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from features import columns as c
-from features.contracts import OPEN_SESSIONS, SESSIONS, VOCABULARY, ContractError, conform
-from features.sequences import flat_events
+from features.contracts import VOCABULARY, ContractError, conform
+from features.events import midnight
 from features.vocabulary import count_tokens, new_tokens, recounted
 from jobs.cli import run_job, say, stage_parser
+from jobs.history import events_until
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
 
-_MADE_BY = "jobs/sessionize.py"
-
 
 def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: date) -> Manifest:
-    """Write vocabulary_v1 of a day from all sessions so far and the latest earlier vocabulary.
+    """Write vocabulary_v1 of a day from all events before its end and the latest earlier vocabulary.
 
     The kept tokens pass through the driver; the log does not.
 
@@ -32,7 +32,8 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
     store = Store(root)
     spec = settings.vocabulary
     events, inputs, _ = events_until(spark, store, date)
-    counts = count_tokens(events).persist()
+    end = midnight(date + timedelta(days=1))
+    counts = count_tokens(events.where(F.col(c.EVENT_TIME) < F.lit(end))).persist()
     earlier = [day for day in store.dates(VOCABULARY.name) if day < str(date)]
     known = spark.createDataFrame([], VOCABULARY.schema)
     if earlier:
@@ -61,16 +62,6 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
     rows = conform(spark.createDataFrame(vocabulary, VOCABULARY.schema), VOCABULARY).coalesce(1)
     counters = {**by_kind, "new": len(vocabulary) - len(parts[0])}
     return store.write(rows, VOCABULARY, date, Lineage(inputs, config_hash(spec), counters))
-
-
-def events_until(spark: SparkSession, store: Store, date: date) -> tuple[DataFrame, dict[str, str], int]:
-    """Every event in finished and open sessions up to a day: (events, manifest hashes, bytes read)."""
-    finished, inputs, n_bytes = store.read_until(spark, SESSIONS, date, _MADE_BY)
-    opened = store.check(OPEN_SESSIONS, date, _MADE_BY)
-    inputs[f"{OPEN_SESSIONS.name}/{date}"] = opened.hash
-    n_bytes += sum(int(file["bytes"]) for file in opened.files)
-    both = finished.unionByName(store.read(spark, OPEN_SESSIONS, date, _MADE_BY))
-    return flat_events(both), inputs, n_bytes
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features import columns as c
+from jobs.settings import CONF_DIR
 from jobs.store import Store
 
 DATE = "2024-06-30"
@@ -91,7 +92,7 @@ def test_scoring_again_gives_equal_rows(demo: tuple[Path, str]) -> None:
         return sorted(json.dumps(row, default=str) for row in rows)
 
     before = scores()
-    done = run("jobs.score", "--root", str(root), "--date", DATE, "--conf", "conf/demo.yaml")
+    done = run("jobs.score", "--root", str(root), "--date", DATE, "--conf", str(CONF_DIR / "demo.yaml"))
     assert done.returncode == 0, done.stderr
     assert scores() == before
 

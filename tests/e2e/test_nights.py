@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
@@ -14,6 +14,8 @@ from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABUL
 from features.events import RunDays, good_events, parse_events
 from features.sessions import CutRules, events_by_user
 from features.sources import read_log
+from jobs.history import events_until, session_chain
+from jobs.inputs import readable_error
 from jobs.session_files import write_sessions
 from jobs.sessionize import Sessionized, sessionize
 from jobs.settings import Settings, load_settings
@@ -37,6 +39,12 @@ def run(
     return sessionize(spark, settings, SOURCE, [log], str(root), first or day, day, bootstrap)
 
 
+def history(spark: SparkSession, root: Path, day: date) -> DataFrame:
+    """Finished sessions of all runs that a day is built on."""
+    store = Store(str(root))
+    return spark.read.parquet(*(store.path(SESSIONS.name, run.dt) for run in session_chain(store, day)))
+
+
 def rows(spark: SparkSession, root: Path, day: date) -> list[str]:
     """Finished and open sessions of a day, each as text, in order."""
     store, found = Store(str(root)), []
@@ -56,7 +64,7 @@ def test_a_session_across_midnight_comes_out_once_and_whole(
     run(spark, settings, tmp_path / "out", log, SECOND)
 
     store = Store(str(tmp_path / "out"))
-    sessions, _, _ = store.read_until(spark, SESSIONS, SECOND, MADE_BY)
+    sessions = history(spark, tmp_path / "out", SECOND)
     items = [[event[c.ITEM_ID] for event in row[c.EVENTS]] for row in sessions.orderBy(c.SESSION_START).collect()]
     assert items == [["c"], ["a", "b"]]
     assert store.read(spark, OPEN_SESSIONS, SECOND, MADE_BY).count() == 0
@@ -89,8 +97,7 @@ def test_a_backfill_in_one_pass_equals_day_by_day(spark: SparkSession, tmp_path:
 
     finished = []
     for kind in ("daily", "backfill"):
-        sessions, _, _ = Store(str(tmp_path / kind)).read_until(spark, SESSIONS, THIRD, MADE_BY)
-        finished.append(sessions)
+        finished.append(history(spark, tmp_path / kind, THIRD))
     assert finished[0].count() > 20
     assert finished[0].exceptAll(finished[1]).count() == finished[1].exceptAll(finished[0]).count() == 0
     opened = [Store(str(tmp_path / k)).read(spark, OPEN_SESSIONS, THIRD, MADE_BY) for k in ("daily", "backfill")]
@@ -115,7 +122,7 @@ def test_late_rows_join_their_session_and_repeated_ones_do_not_count(spark: Spar
         write_log(tmp_path / "3.csv", line(user="bob", when="2024-03-03 12:00")),
         THIRD,
     )
-    sessions, _, _ = Store(str(tmp_path / "out")).read_until(spark, SESSIONS, THIRD, MADE_BY)
+    sessions = history(spark, tmp_path / "out", THIRD)
     assert [[e[c.ITEM_ID] for e in row[c.EVENTS]] for row in sessions.collect()] == [["a", "b"]]
 
 
@@ -218,3 +225,39 @@ def test_vocabulary_ids_fall_with_frequency_and_never_move(
 
     assert ids(FIRST) == {"b": (2, 2), "c": (3, 2), "a": (4, 1)}
     assert ids(SECOND) == {"b": (2, 2), "c": (3, 2), "a": (4, 4), "e": (5, 2), "d": (6, 1)}
+
+
+def test_a_whole_log_run_again_with_a_later_day_counts_nothing_twice(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    first, second = line(item="a", when="2024-03-01 09:00"), line(item="b", when="2024-03-02 09:00")
+    run(spark, settings, tmp_path / "out", write_log(tmp_path / "1.csv", first), FIRST)
+    run(spark, settings, tmp_path / "out", write_log(tmp_path / "2.csv", first, second), SECOND, first=FIRST)
+    events, _, _ = events_until(spark, Store(str(tmp_path / "out")), SECOND)
+    assert sorted(row[c.ITEM_ID] for row in events.collect()) == ["a", "b"]
+
+
+def test_a_day_replaced_under_a_later_one_is_noticed(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    root, night = tmp_path / "out", "2024-03-01 23:50"
+    run(spark, settings, root, write_log(tmp_path / "1.csv", line(item="a", when=night)), FIRST)
+    run(spark, settings, root, write_log(tmp_path / "2.csv", line(when="2024-03-02 12:00")), SECOND)
+    before = Store(str(root)).manifest(OPEN_SESSIONS.name, FIRST, MADE_BY).hash
+    # Another item, the same number of bytes and rows: only the content tells them apart.
+    run(spark, settings, root, write_log(tmp_path / "1.csv", line(item="z", when=night)), FIRST)
+    assert Store(str(root)).manifest(OPEN_SESSIONS.name, FIRST, MADE_BY).hash != before
+    with pytest.raises(ContractError, match=r"2024-03-02 took up the open sessions of 2024-03-01 as they were before"):
+        build_vocabulary(spark, settings, str(root), SECOND)
+
+
+def test_a_day_of_refused_rows_alone_is_refused_on_any_night(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    run(spark, settings, tmp_path / "out", write_log(tmp_path / "1.csv", line(when="2024-03-01 23:50")), FIRST)
+    changed = write_log(tmp_path / "2.csv", line(what="stare", when="2024-03-02 12:00"))
+    with pytest.raises(ContractError, match=r"1 rows were read and none is usable .unknown_action: 1"):
+        run(spark, settings, tmp_path / "out", changed, SECOND)
+
+
+def test_a_worker_killed_for_memory_is_not_a_damaged_file() -> None:
+    crash = RuntimeError("Python worker exited unexpectedly (crashed) Caused by: java.io.EOFException")
+    assert "killed for memory" in str(readable_error(crash, ["log.csv.gz"]))

@@ -95,6 +95,24 @@ def test_times_in_every_unit(spark: SparkSession, tmp_path: Path, unit: str, tex
     assert [event[c.EVENT_TIME].replace(microsecond=0).isoformat() for event in good] == ["2024-03-01T12:00:00"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("unit", "text"),
+    [
+        ("iso", "12:30"),  # Spark alone would read it as today
+        ("iso", "2024"),
+        ("iso", "2024-03-01x"),
+        ("s", "1709294400000"),  # milliseconds: the year 56135
+        ("s", "999999999999999999"),  # microseconds that do not fit 64 bits
+        ("ms", "1.7e12"),
+        ("us", "-99999999999999999"),  # before the year 1
+    ],
+)
+def test_what_is_no_time_is_refused(spark: SparkSession, tmp_path: Path, unit: str, text: str) -> None:
+    source = SOURCE.model_copy(update={"time_unit": unit})
+    good, rejected = clean(spark, write_log(tmp_path / "log.csv", f"ann,i1,c1,pv,{text}"), source)
+    assert (good, [reason for reason, _ in rejected]) == ([], ["bad_time"])
+
+
 def test_json_lines_and_parquet_read_like_csv(spark: SparkSession, tmp_path: Path) -> None:
     rows = [{"user": "ann", "item": 7, "category": None, "what": "pv", "when": 1_709_294_400}]
     with gzip.open(tmp_path / "log.json.gz", "wt") as file:

@@ -1,5 +1,6 @@
 """The scoring job around a fake model: what it writes, and what it refuses before or instead of publishing."""
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -65,9 +66,9 @@ def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("tables")
     store = Store(str(folder))
     known = spark.createDataFrame(vocabulary(len(COUNTS) + 3), VOCABULARY.schema).coalesce(1)
-    store.write(known, VOCABULARY, DAY, Lineage({}, "-"))
+    used = {f"{VOCABULARY.name}/{DAY}": store.write(known, VOCABULARY, DAY, Lineage({}, "-")).hash}
     rows = [*many_histories(), history("unknown", [1], [1])]
-    store.write(spark.createDataFrame(rows, SEQUENCES.schema), SEQUENCES, DAY, Lineage({}, "-", CODING))
+    store.write(spark.createDataFrame(rows, SEQUENCES.schema), SEQUENCES, DAY, Lineage(used, "-", CODING))
     return folder
 
 
@@ -127,6 +128,13 @@ def test_a_bundle_for_another_vocabulary_is_refused(
 ) -> None:
     monkeypatch.setattr(job, "load_bundle", lambda *_: FakeBundle(rows))
     refused(spark, root, ModelError, said)
+
+
+def test_sequences_of_another_vocabulary_than_the_days_are_refused(spark: SparkSession, root: str) -> None:
+    manifest = Path(Store(root).path(VOCABULARY.name, DAY), MANIFEST)
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**values, "config_hash": "other"}))
+    refused(spark, root, ContractError, r"sequences_v1/dt=2024-03-01 was encoded with vocabulary .*Run jobs\.sequences")
 
 
 def test_missing_sequences_are_refused_by_name(spark: SparkSession, root: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -141,6 +143,23 @@ def test_a_time_limit_ends_everything_that_was_started(tmp_path: Path) -> None:
     assert time.monotonic() - started < 10
     child = int(note.read_text(encoding="utf-8"))
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_interrupt_ends_everything_that_was_started(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    inner = f"sleep 60 & echo $! > {note}; setsid sleep 60 & echo $! >> {note}; wait"
+    script = f"from jobs import doctor; doctor.run(['bash', '-c', {inner!r}])"
+    started = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(doctor.__file__).parent.parent, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 30
+    while not note.exists() or len(note.read_text(encoding="utf-8").split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(10) != 0
+    for child in map(int, note.read_text(encoding="utf-8").split()):
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_too_little_disk_or_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:

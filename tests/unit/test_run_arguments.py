@@ -14,6 +14,19 @@ from jobs import run
         (["--demo", "--source", "deskdrop"], "--demo makes its own log: drop --source"),
         (["--demo", "--from", "2024-01-01"], "--demo makes its own log: drop --from"),
         (["--demo", "--ranks", "0"], "--ranks 0"),
+        (["--demo", "--ranks", "3"], "--set 'sequences.world_sizes=[1, 2, 3, 4, 8]'"),
+        (
+            ["--demo", "--set", "training.seed='[1'", "--set", "training.seed=[1"],
+            "--set 'training.seed=[1': the value is",
+        ),
+        (["--demo", "--set", "cleaning.min_date=2024-02-31"], "--set 'cleaning.min_date=2024-02-31': the value is"),
+        (["--demo", "--set", "sequences.world_sizes=[]"], "name one number of ranks or more"),
+        (["--demo", "--set", "sequences.world_sizes=[2, 0]"], "each at least 1"),
+        (
+            ["--demo", "--set", "sessions.gap_s=900"],
+            "is not valid: sequences.gap_edges_s = [1, 10, 60, 300, 1800, 7200, 21600, 86400, 259200, 604800, 2592000] "
+            "does not hold sessions.gap_s = 900: the model could not see where a session starts. Add 900 to the edges.",
+        ),
         (
             ["--source", "deskdrop", "--input", "x", "--from", "2024-02-02", "--date", "2024-02-01"],
             "--from 2024-02-02 lies after --date 2024-02-01",

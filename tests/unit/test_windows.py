@@ -134,3 +134,11 @@ def test_only_the_latest_events_of_a_heavy_user_are_kept() -> None:
     table = [("bot", time, 2 + time % 5) for time in range(500)]
     found = rows_of(table, length=4)
     assert sum(row[c.LENGTH] for row in found[c.TRAIN]) == 99  # history_events = 100
+
+
+def test_what_comes_after_a_cutoff_never_shortens_the_history_before_it() -> None:
+    before = [("bot", 100 + time, 2 + time % 5) for time in range(50)]
+    after = [("bot", 2_000 + time, 2 + time % 5) for time in range(200)]
+    alone, busy = rows_of([*before, ("bot", 2_999, 2)]), rows_of([*before, *after])
+    assert busy[c.TRAIN] == alone[c.TRAIN] != []
+    assert busy[c.TEST][0][c.ITEM] == alone[c.TEST][0][c.ITEM]

@@ -1,0 +1,1 @@
+"""Measurements against named peers in the same run; each prints a table, or JSON lines with --json."""
