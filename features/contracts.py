@@ -93,7 +93,7 @@ REJECTED_EVENTS = Contract(
             _column(
                 c.RAW,
                 _STRING,
-                "the row as it was read: the text line, or its columns as JSON; under pseudonyms without the raw user id",
+                "the row as read: its line, or its columns as JSON; under pseudonyms without the raw user",
             ),
         ]
     ),
