@@ -26,7 +26,8 @@ from jobs import sequences as encoding
 from jobs import sessionize as cutting
 from jobs import vocabulary as counting
 from jobs.cli import day, run_job, say, stage_parser
-from jobs.evaluate import EvaluationResult, evaluate, format_table
+from jobs.evaluate import evaluate
+from jobs.evaluation_table import EvaluationResult, format_table
 from jobs.inputs import find_inputs, load_source, log_span
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.simulate import RAW, simulate

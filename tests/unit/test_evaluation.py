@@ -17,7 +17,8 @@ from features.columns import CATEGORY, GAP, ITEM, MICROS, OOV
 from features.contracts import SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
 from features.sequences import ENCODED_EVENT
 from features.windows import Cutoffs, build_partition
-from jobs.evaluate import evaluate, format_table, headline
+from jobs.evaluate import evaluate
+from jobs.evaluation_table import format_table, headline
 from jobs.settings import Settings
 from jobs.store import Lineage, Store
 from model.baselines import VocabularySizes, Windows, events_of, fit_baselines
