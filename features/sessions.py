@@ -100,7 +100,7 @@ def order_events(user: NDArray[np.int32], time_us: Ids, event_id: Ids, gap_us: i
     user, time_us, event_id: [n] → (order [m], m ≤ n: positions of the kept events; first [s]: where in `order`
     each session starts, rising, first[0] = 0).
     """
-    order = np.lexsort((event_id, time_us, user))
+    order = _ordered(user, time_us, event_id)
     user, time_us, event_id = user[order], time_us[order], event_id[order]
     same_user = user[1:] == user[:-1]
     repeated = same_user & (time_us[1:] == time_us[:-1]) & (event_id[1:] == event_id[:-1])
@@ -110,6 +110,22 @@ def order_events(user: NDArray[np.int32], time_us: Ids, event_id: Ids, gap_us: i
         same_user = user[1:] == user[:-1]
     starts = ~same_user | (np.diff(time_us) > gap_us)
     return order, np.flatnonzero(np.append(True, starts))
+
+
+def _ordered(user: NDArray[np.int32], time_us: Ids, event_id: Ids) -> Ids:
+    """Positions in order of (user, time, id): one sort of a joined key, then of the few that tie. [n] each → [n]."""
+    low = time_us.min()
+    n_bits = int(time_us.max() - low).bit_length()
+    if n_bits + int(user.max()).bit_length() > 63:  # centuries of time: no room in one key
+        by_all: Ids = np.lexsort((event_id, time_us, user))
+        return by_all
+    key = (user.astype(np.int64) << n_bits) | (time_us - low)
+    order = np.argsort(key)
+    key = key[order]
+    equal = key[1:] == key[:-1]
+    tied = np.flatnonzero(np.append(equal, False) | np.append(False, equal))
+    order[tied] = order[tied][np.lexsort((event_id[order[tied]], key[tied]))]
+    return order
 
 
 def session_ids(names: pa.Array, user: NDArray[np.int32], start_us: Ids) -> pa.Array:

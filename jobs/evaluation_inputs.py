@@ -130,7 +130,7 @@ def _truth_sources(
     }
     note = "oracle: the best prediction from the observed history; latent truth: from the hidden state itself."
     if position.null_count:
-        note += f" {position.null_count} users have no truth and count as misses in both."
+        note += f" Users without a truth, who count as misses in both: {position.null_count}."
     return sources, (note,)
 
 

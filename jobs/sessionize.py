@@ -9,18 +9,20 @@ from typing import Any
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import Observation, SparkSession
+from pyspark.sql import DataFrame, Observation, SparkSession
 
 from features import columns as c
 from features.categories import with_categories
-from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, ContractError, conform
+from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, ContractError
 from features.events import (
+    ROWS_READ,
+    ROWS_REFUSED,
     WITH_CATEGORY,
     RunDays,
     good_events,
     parse_events,
     rejected_events,
-    rejection_counters,
+    row_counters,
 )
 from features.partitions import partitions_for
 from features.pseudonyms import pseudonymous
@@ -99,7 +101,7 @@ def sessionize(
         parsed = parse_events(raw, source, settings.cleaning, days)
         observed = Observation("rows")
         events = parsed.drop(c.RAW) if of_items is None else with_categories(parsed.drop(c.RAW), of_items)
-        counted = events.observe(observed, *(agg.alias(n) for n, agg in rejection_counters().items()))
+        counted = events.observe(observed, *(agg.alias(n) for n, agg in row_counters().items()))
         n_partitions = partitions_for(
             sum(n_bytes.values()) * (_GZIP_GROWTH if any(path.endswith(".gz") for path in n_bytes) else 1),
             settings.sessions.partition_mib,
@@ -109,17 +111,13 @@ def sessionize(
         folder = store.staging(SESSIONS.name, last_day)
         staged = write_sessions(by_user, CutRules.of(settings.sessions, last_day), store, folder)
         found = observed.get
-        counters: dict[str, Any] = {name: int(found[name] or 0) for name in rejection_counters()}
-        rejected = {n.removeprefix("rejected_"): v for n, v in counters.items() if n.startswith("rejected_") and v}
+        counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
         refused = store.staging(REJECTED_EVENTS.name, last_day)
-        if rejected:
-            rejected_events(parsed).coalesce(n_partitions).write.parquet(refused)
-        else:
-            conform(spark.createDataFrame([], REJECTED_EVENTS.schema), REJECTED_EVENTS).write.parquet(refused)
+        rejected = _write_rejected(spark, parsed if counters[ROWS_REFUSED] else None, refused, n_partitions)
     except (PySparkException, Py4JJavaError) as error:
         raise readable_error(error, paths) from error
 
-    if counters["rows_read"] == sum(rejected.values()) and (counters["rows_read"] or carried is None):
+    if counters[ROWS_READ] == counters[ROWS_REFUSED] and (counters[ROWS_READ] or carried is None):
         why = ", ".join(f"{reason}: {n:,}" for reason, n in rejected.items()) or "the log is empty"
         raise ContractError(
             f"{', '.join(paths)}: {counters['rows_read']:,} rows were read and none is usable ({why}). "
@@ -130,7 +128,8 @@ def sessionize(
             f"--categories {', '.join(categories)}: no event's item has a category there. Check format, item and "
             f"category under categories: in the source map."
         )
-    accepted = counters["rows_read"] - sum(rejected.values())
+    accepted = counters[ROWS_READ] - counters[ROWS_REFUSED]
+    counters |= {f"rejected_{reason}": n for reason, n in rejected.items()}
     counters |= {"events": staged.events, "events_open": staged.events_open, "digest": staged.digest}
     counters["duplicates"] = accepted + n_carried - staged.events
     lineage = Lineage(lineage_inputs, hashed, counters)
@@ -140,7 +139,17 @@ def sessionize(
     finished = store.publish(SESSIONS, last_day, staged.finished, lineage, c.SESSION_START)
     opened = store.publish(OPEN_SESSIONS, last_day, staged.opened, lineage, c.SESSION_START)
     store.fs.rm(folder, recursive=True)
-    return Sessionized(counters["rows_read"], rejected, counters["duplicates"], finished.rows, opened.rows)
+    return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows)
+
+
+def _write_rejected(spark: SparkSession, parsed: DataFrame | None, folder: str, n_partitions: int) -> dict[str, int]:
+    """Write the refused rows, read from the log a second time → rows by reason. None: no row was refused."""
+    if parsed is None:
+        spark.createDataFrame([], REJECTED_EVENTS.schema).write.parquet(folder)
+        return {}
+    rejected_events(parsed).coalesce(n_partitions).write.parquet(folder)
+    by_reason = spark.read.parquet(folder).groupBy(c.REASON).count().orderBy(c.REASON).collect()
+    return {row[c.REASON]: int(row["count"]) for row in by_reason}
 
 
 def _open_sessions_before(store: Store, first_day: date) -> Manifest:

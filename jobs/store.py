@@ -170,7 +170,7 @@ class Store:
     def write(
         self, frame: DataFrame, contract: Contract, dt: date | str, lineage: Lineage, time_column: str | None = None
     ) -> Manifest:
-        """Write a conforming frame as one partition. Counters that an Observation fills are read after the write."""
+        """Write a conforming frame as one partition."""
         staged = self.staging(contract.name, dt)
         frame.write.mode("error").parquet(staged)
         return self.publish(contract, dt, staged, lineage, time_column)

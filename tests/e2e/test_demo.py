@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features import columns as c
+from jobs.java import ensure_java
 from jobs.settings import CONF_DIR
 from jobs.store import Store
 
@@ -95,6 +96,22 @@ def test_scoring_again_gives_equal_rows(demo: tuple[Path, str]) -> None:
     done = run("jobs.score", "--root", str(root), "--date", DATE, "--conf", str(CONF_DIR / "demo.yaml"))
     assert done.returncode == 0, done.stderr
     assert scores() == before
+
+
+def test_a_stage_runs_the_same_under_spark_submit(demo: tuple[Path, str]) -> None:
+    root, store = demo[0], Store(str(demo[0]))
+    before = store.manifest("vocabulary_v1", DATE, "").hash
+    ensure_java()
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("spark-submit")), "--master", "local[2]",
+            str(CONF_DIR.parent / "jobs" / "vocabulary.py"), "--root", str(root), "--date", DATE,
+        ],
+        env={**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert store.manifest("vocabulary_v1", DATE, "").hash == before
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,17 @@ sys.exit(run_job(work, stage_parser("x", "x", needs_date=False), ["--root", "r"]
 """
 
 
+NOTHING_IGNORED = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+
 def started(nohup: bool = False) -> "subprocess.Popen[str]":
-    command = [*(["nohup"] if nohup else []), sys.executable, "-c", WAITING]
+    # The tests may themselves run with these signals ignored, which a child inherits.
+    code = WAITING if nohup else f"{NOTHING_IGNORED}{WAITING}"
+    command = [*(["nohup"] if nohup else []), sys.executable, "-c", code]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
