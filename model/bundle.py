@@ -141,7 +141,9 @@ def load_bundle(folder: str) -> Bundle:
         manifest = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
         files = {name: _checked(fs, base, name, wanted) for name, wanted in manifest["sha256"].items()}
         spec = json.loads(files[SPEC])
-        tokens, counts = vocabulary_lists(pq.read_table(io.BytesIO(files[VOCABULARY])))
+        # Without threads: a process that ends right after starting some is aborted by Arrow 14 now and then.
+        table = pq.read_table(io.BytesIO(files[VOCABULARY]), use_threads=False, pre_buffer=False)
+        tokens, counts = vocabulary_lists(table)
         return Bundle(
             spec=NetworkSpec.model_validate(spec["network"]),
             sizes=Sizes.model_validate(spec["sizes"]),

@@ -521,7 +521,7 @@ def test_users_without_a_truth_are_misses_and_counted(job):
     write_truth(job.root, TEST_AT, users=range(5, N_USERS))
     result = job()
     assert row_of(result.evaluation, "item", "hr", 1, "oracle").value == 14 / 20
-    assert "5 users have no truth" in result.notes[0]
+    assert "Users without a truth, who count as misses in both: 5." in result.notes[0]
 
 
 def test_a_truth_of_another_cutoff_is_not_used_and_that_is_said(job):
