@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
@@ -38,7 +39,7 @@ SOURCE = SourceMap(
 )
 
 
-def make_log(folder: Path, n_events: int, seed: int = 1) -> None:
+def make_log(folder: Path, n_events: int, days: int = DAYS, seed: int = 1) -> None:
     """Write a log of 50 events a user: sessions of log-normal length (median 6), 2 % of the rows twice, in no order."""
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -48,7 +49,7 @@ def make_log(folder: Path, n_events: int, seed: int = 1) -> None:
     session = np.repeat(np.arange(len(lengths)), lengths)[:n_events]
     user = random.integers(0, n_users, len(lengths))[session]
     end_us = (np.datetime64(LAST_DAY, "us").astype(np.int64)) + _DAY_US
-    start_us = end_us - random.integers(_DAY_US, DAYS * _DAY_US, len(lengths))
+    start_us = end_us - random.integers(0, days * _DAY_US, len(lengths))
     gaps = random.exponential(60 * _US, n_events).astype(np.int64)
     walked = np.cumsum(gaps)
     first = np.searchsorted(session, session)
@@ -71,6 +72,15 @@ def make_log(folder: Path, n_events: int, seed: int = 1) -> None:
             "position": pa.array(part),
         }
         pq.write_table(pa.table(columns), folder / f"part-{number:03d}.parquet")
+
+
+def make_log_apart(folder: Path, n_events: int, days: int = DAYS) -> None:
+    """`make_log` in a process of its own, so that its memory is not counted as the stage's."""
+    process = get_context("spawn").Process(target=make_log, args=(folder, n_events, days))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"Making a log of {n_events:,} events ended with exit code {process.exitcode}.")
 
 
 def ours(spark: SparkSession, settings: Settings, log: Path, root: Path) -> None:
@@ -144,12 +154,13 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sessionize", description=__doc__)
     parser.add_argument("--events", type=int, default=2_000_000, help="events of the log (default: 2,000,000)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
+    parser.add_argument("--grow-to", type=int, metavar="N", help="then time the stage alone, once, on N events")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
     settings = load_settings(assignments=["sessions.lateness_days=0", f"sessions.gap_s={GAP_S}"])
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
         log, root = Path(place) / "log", Path(place) / "ours"
-        make_log(log, arguments.events)
+        make_log_apart(log, arguments.events)
         spark = spark_session("benchmark")
         warm = Path(place) / "warm"
         make_log(warm, 10_000)
@@ -166,13 +177,21 @@ def main(argv: Sequence[str]) -> int:
             if differing:
                 print(f"error: {peer} and the stage differ in {differing:,} sessions; no time counts.", file=sys.stderr)
                 return 1
+        seconds, peak = measured["ours"]
+        case = f"{arguments.events:,} events"
+        rows = [
+            Row("sessionize", case, "time", "s", seconds, measured[peer][0], peer, "lower", arguments.runs, peak)
+            for peer in ("duckdb", "polars")
+        ]
+        if arguments.grow_to:
+            more = Path(place) / "more"
+            make_log_apart(more, arguments.grow_to)
+            grown, peak = in_turn({"ours": lambda: ours(spark, settings, more, root)}, 1)["ours"]
+            peer = f"ours on {case}"
+            rows.append(
+                Row("sessionize", f"{arguments.grow_to:,} events", "time", "s", grown, seconds, peer, "lower", 1, peak)
+            )
         spark.stop()
-    seconds, peak = measured["ours"]
-    case = f"{arguments.events:,} events"
-    rows = [
-        Row("sessionize", case, "time", "s", seconds, measured[peer][0], peer, "lower", arguments.runs, peak)
-        for peer in ("duckdb", "polars")
-    ]
     report(rows, arguments.json)
     return 0
 

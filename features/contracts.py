@@ -127,6 +127,15 @@ OPEN_SESSIONS = Contract(
     T.StructType(_SESSION_FIELDS),
 )
 
+HISTORIES = Contract(
+    "histories_v1",
+    "One event of a user's kept past: finished sessions up to the day. `bucket-NNNNN.parquet` holds the users with "
+    "pmod(xxhash64(user_id), counters.buckets) = NNNNN, each user's rows together, ordered by (event_time, event_id). "
+    "Written on days of compaction only; in between, the sessions of each run are what came on top.",
+    (c.USER_ID, c.EVENT_ID),
+    T.StructType([_column(c.USER_ID, _STRING, "whose event"), *EVENT_FIELDS]),
+)
+
 VOCABULARY = Contract(
     "vocabulary_v1",
     "One token and its id. 0 is padding and 1 is unknown; ids fall with frequency and never move afterwards.",
@@ -142,7 +151,11 @@ VOCABULARY = Contract(
 )
 
 _CHANNEL_FIELDS = [
-    _column(c.LENGTH, _INT, "events in the channels, 1..L; the rest is padding"),
+    _column(
+        c.LENGTH,
+        _INT,
+        "events in the channels, 1..L, then padding; 0 in sequences_v1: nothing is left of a user of an earlier day",
+    ),
     _column(c.ITEM, _INTS, "[L] item ids, oldest first"),
     _column(c.CATEGORY, _INTS, "[L] category ids"),
     _column(c.ACTION_CODE, _INTS, "[L] action codes: 2 view, 3 click, 4 like, 5 cart, 6 buy"),
@@ -160,7 +173,9 @@ _CHANNEL_FIELDS = [
 
 SEQUENCES = Contract(
     "sequences_v1",
-    "One user's latest L events before the cutoff, encoded, right-padded, for scoring.",
+    "One user's latest L events before the cutoff, encoded, right-padded, for scoring. A partition whose inputs name "
+    "an earlier one of this table holds the users with new events only; the rows of the others are there "
+    "(jobs/layers.py reads them as one).",
     (c.USER_ID,),
     T.StructType([_column(c.USER_ID, _STRING, "whose sequence"), *_CHANNEL_FIELDS]),
 )
@@ -258,6 +273,7 @@ CONTRACTS = (
     REJECTED_EVENTS,
     SESSIONS,
     OPEN_SESSIONS,
+    HISTORIES,
     VOCABULARY,
     SEQUENCES,
     TRAINING_SEQUENCES,

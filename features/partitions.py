@@ -6,11 +6,19 @@ from math import ceil, lcm
 from features.contracts import ContractError
 
 _MIB = 1 << 20
+_FEWEST_BUCKETS = 16
+_ROOM_TO_GROW = 4  # a log grows, its buckets are not dealt anew
 
 
 def partitions_for(input_bytes: int, partition_mib: int, least: int) -> int:
     """Shuffle partitions so that each takes in at most about `partition_mib` of input, at least `least`."""
     return max(least, ceil(input_bytes / (partition_mib * _MIB)))
+
+
+def buckets_for(event_bytes: int, bucket_mib: int) -> int:
+    """Buckets of users, a power of two from 16, so that each holds about a quarter of `bucket_mib` or less."""
+    wanted = max(_FEWEST_BUCKETS, ceil(_ROOM_TO_GROW * event_bytes / (bucket_mib * _MIB)))
+    return 1 << (wanted - 1).bit_length()
 
 
 @dataclass(frozen=True)

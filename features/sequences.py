@@ -48,6 +48,8 @@ class SequencesSpec(BaseModel):
     world_sizes: tuple[int, ...] = Field(description="numbers of ranks that training is planned for")
     row_group_mib: int = Field(gt=0, description="largest row group of a training file")
     partition_mib: int = Field(gt=0, description="input bytes in one shuffle partition")
+    compact_share: float = Field(gt=0, description="bytes of the runs since, against histories_v1, before a new one")
+    compact_runs: int = Field(ge=1, description="runs on top of one histories_v1 at most")
     split: SplitSpec
 
     @field_validator("gap_edges_s")
@@ -63,6 +65,14 @@ class SequencesSpec(BaseModel):
         if not sizes or min(sizes) < 1:
             raise ValueError("name one number of ranks or more, each at least 1")
         return sizes
+
+    def coding(self, gap_s: int) -> dict[str, int | list[int]]:
+        """What a model must know of the coding of sequences; for the manifest."""
+        return {
+            "length": self.length,
+            "gap_edges_s": list(self.gap_edges_s),
+            "new_session_gap": self.new_session_gap(gap_s),
+        }
 
     def new_session_gap(self, gap_s: int) -> int:
         """The smallest gap code that means: silent for longer than a session's gap_s."""

@@ -100,7 +100,7 @@ def order_events(user: NDArray[np.int32], time_us: Ids, event_id: Ids, gap_us: i
     user, time_us, event_id: [n] → (order [m], m ≤ n: positions of the kept events; first [s]: where in `order`
     each session starts, rising, first[0] = 0).
     """
-    order = _ordered(user, time_us, event_id)
+    order = ordered(user, time_us, event_id)
     user, time_us, event_id = user[order], time_us[order], event_id[order]
     same_user = user[1:] == user[:-1]
     repeated = same_user & (time_us[1:] == time_us[:-1]) & (event_id[1:] == event_id[:-1])
@@ -112,7 +112,7 @@ def order_events(user: NDArray[np.int32], time_us: Ids, event_id: Ids, gap_us: i
     return order, np.flatnonzero(np.append(True, starts))
 
 
-def _ordered(user: NDArray[np.int32], time_us: Ids, event_id: Ids) -> Ids:
+def ordered(user: NDArray[np.int32], time_us: Ids, event_id: Ids) -> Ids:
     """Positions in order of (user, time, id): one sort of a joined key, then of the few that tie. [n] each → [n]."""
     low = time_us.min()
     n_bits = int(time_us.max() - low).bit_length()

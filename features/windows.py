@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from features import columns as c
+from features.sessions import ordered
 
 SCORE = "score"  # value of SPLIT for a row of `sequences_v1`
 _ROWS_PER_BATCH = 8_192
@@ -79,9 +80,18 @@ def build_partition(
     plans = _global_time_rows(history, length, cutoffs)
     if protocol == c.LEAVE_ONE_OUT:
         plans = _leave_one_out_rows(history, length)
-    for rows in [*plans, _score_rows(history, cutoffs)]:
+    for rows in [*plans, _score_rows(history, cutoffs.end_us)]:
         for part in _in_batches(_shuffled(rows, history)):
             yield _batch(part, names, history, length, gap_edges_s)
+
+
+def scoring_rows(
+    events: pa.Table, length: int, history_events: int, gap_edges_s: tuple[int, ...], end_us: int
+) -> Iterator[pa.RecordBatch]:
+    """Encoded events of some users before end_us → their SCORE rows, as `build_partition` makes them."""
+    names, history = _histories(events, history_events, gap_edges_s)
+    for part in _in_batches(_shuffled(_score_rows(history, end_us), history)):
+        yield _batch(part, names, history, length, gap_edges_s)
 
 
 def gap_codes(gap_us: Ints, edges_s: tuple[int, ...]) -> NDArray[np.int32]:
@@ -100,7 +110,7 @@ def _histories(events: pa.Table, history_events: int, gap_edges_s: tuple[int, ..
     users = events[c.USER_ID].combine_chunks().dictionary_encode()
     user = users.indices.to_numpy()
     time_us, event_id = events["time_us"].to_numpy(), events[c.EVENT_ID].to_numpy()
-    order = np.lexsort((event_id, time_us, user))
+    order = ordered(user, time_us, event_id)
     user, time_us, event_id = user[order], time_us[order], event_id[order]
     codes = {name: events[name].to_numpy()[order] for name in (c.ITEM, c.CATEGORY, c.ACTION_CODE)}
     codes[c.HOUR] = hour_codes(time_us)
@@ -163,10 +173,10 @@ def _leave_one_out_rows(history: Histories, length: int) -> list[Rows]:
     return plans
 
 
-def _score_rows(history: Histories, cutoffs: Cutoffs) -> Rows:
+def _score_rows(history: Histories, end_us: int) -> Rows:
     user = np.arange(len(history.start))
     nothing = np.full_like(user, -1)
-    return _held_out_rows(history, user, history.end, (nothing, nothing), cutoffs.end_us, SCORE)
+    return _held_out_rows(history, user, history.end, (nothing, nothing), end_us, SCORE)
 
 
 def _shuffled(rows: Rows, history: Histories) -> Rows:

@@ -1,6 +1,8 @@
 """The sessions that make up the history of a day: a chain of runs, each of which took up the open ones of the last."""
 
+from collections.abc import Mapping
 from datetime import date
+from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -26,8 +28,12 @@ def events_until(spark: SparkSession, store: Store, dt: date) -> tuple[DataFrame
     return flat_events(finished.unionByName(store.read(spark, OPEN_SESSIONS, dt, _MADE_BY))), inputs, n_bytes
 
 
-def session_chain(store: Store, dt: date | str) -> list[Manifest]:
-    """Manifests of `sessions_v1` from the run of a day back to its bootstrap. Other chains are left out."""
+def session_chain(store: Store, dt: date | str, until: Mapping[str, str] = MappingProxyType({})) -> list[Manifest]:
+    """Manifests of `sessions_v1` from the run of a day back to its bootstrap. Other chains are left out.
+
+    until: days whose past is known already, with the hash of their run; the first of them that is unchanged is the last
+    one looked at.
+    """
     chain: list[Manifest] = []
     day: str | None = str(dt)
     while day is not None:
@@ -44,6 +50,8 @@ def session_chain(store: Store, dt: date | str) -> list[Manifest]:
                 f"run again with other input. Run {_MADE_BY} for {chain[-1].dt} and every later day again."
             )
         chain.append(finished)
+        if until.get(day) == finished.hash:
+            break
         before = [key.rpartition("/")[2] for key in finished.inputs if key.startswith(f"{OPEN_SESSIONS.name}/")]
         day = before[0] if before else None
     return chain

@@ -29,6 +29,7 @@ from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer, score_u
 from features.trends import TRENDS
 from jobs.cli import run_job, say, stage_parser
 from jobs.encoded import check_vocabulary
+from jobs.layers import earlier_layer, read_sequences
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import MANIFEST, Lineage, Manifest, Store
@@ -51,10 +52,12 @@ def score(spark: SparkSession, settings: Settings, root: str, date: date, bundle
     sequences = store.check(SEQUENCES, date, _MADE_BY)
     model_version = _check_fit(store, path, sequences)
 
+    rows = read_sequences(spark, store, date)
+    n_users = sequences.rows if earlier_layer(sequences) is None else rows.count()
     as_of = datetime.combine(date + timedelta(days=1), time(), UTC)
     threads = int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1")
     scored = score_users(
-        store.read(spark, SEQUENCES, date, _MADE_BY),
+        rows,
         LoadBundle(path, model_version, threads),
         settings.scoring,
         as_of,
@@ -67,10 +70,10 @@ def score(spark: SparkSession, settings: Settings, root: str, date: date, bundle
     except (PySparkException, Py4JJavaError) as error:
         raise _raised_by_worker(error) from error
     counters: dict[str, Any] = {name: int(n or 0) for name, n in observed.get.items()}
-    if counters["rows"] != sequences.rows:
+    if counters["rows"] != n_users:
         raise ContractError(
             f"{SCORES.name} of {date} would have {counters['rows']:,} rows, but {SEQUENCES.name} has "
-            f"{sequences.rows:,} users. Nothing was published. This is a defect of the scorer, not of the data."
+            f"{n_users:,} users. Nothing was published. This is a defect of the scorer, not of the data."
         )
     del counters["rows"]
     counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
@@ -120,7 +123,7 @@ def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
     bundle.check_sequences(sequences.counters)
     manifest = check_vocabulary(store, sequences)
     if manifest.hash != bundle.vocabulary_hash:
-        folder = store.path(VOCABULARY.name, sequences.dt)
+        folder = store.path(VOCABULARY.name, manifest.dt)
         of_day, _ = vocabulary_lists(pa.concat_tables([_rows(store, f"{folder}/{f['path']}") for f in manifest.files]))
         for kind, tokens in bundle.vocabulary.items():
             _check_prefix(kind, tokens, of_day[kind], path, folder)

@@ -13,6 +13,7 @@ from features import columns as c
 from features.contracts import SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, ContractError, conform
 from features.partitions import partitions_for
 from features.sequences import SCORE, cutoffs_for, encode_events, user_windows
+from jobs import histories
 from jobs.cli import run_job, say, stage_parser
 from jobs.history import events_until
 from jobs.packing import SplitSummary, pack_split
@@ -45,11 +46,7 @@ def build_sequences(spark: SparkSession, settings: Settings, root: str, date: da
     packed = store.staging(TRAINING_SEQUENCES.name, date)
     splits = {split: pack_split(spark, store, staged, packed, split, spec) for split in c.SPLITS}
     _check_splits(splits, settings, date)
-    coding: dict[str, Any] = {
-        "length": spec.length,
-        "gap_edges_s": list(spec.gap_edges_s),
-        "new_session_gap": spec.new_session_gap(gap_s),
-    }
+    coding: dict[str, Any] = spec.coding(gap_s)
     counters = {
         **coding,
         "splits": {split: asdict(summary) for split, summary in splits.items()},
@@ -108,8 +105,18 @@ def main(argv: Sequence[str]) -> int:
         "sequences", "Encode each user's latest events for scoring, and windows with targets for training."
     )
 
+    parser.add_argument(
+        "--scoring-only",
+        action="store_true",
+        help="sequences_v1 alone, of the users with new events; nights without training need no more",
+    )
+
     def work(arguments: argparse.Namespace) -> None:
         settings = load_settings(arguments.conf, arguments.set)
+        if arguments.scoring_only:
+            spark = spark_session("sequences")
+            say(histories.summary(histories.build_scoring_sequences(spark, settings, arguments.root, arguments.date)))
+            return
         say(summary(*build_sequences(spark_session("sequences"), settings, arguments.root, arguments.date)))
 
     return run_job(work, parser, argv)

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import DataFrame
-from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SESSIONS
@@ -44,12 +43,8 @@ def write_sessions(by_user: DataFrame, rules: CutRules, store: Store, folder: st
     written = by_user.mapInArrow(partial(_write_partition, rules=rules, places=(finished, opened)), _WRITTEN).collect()
     events = {row["path"]: int(row["events"]) for row in written}
     for path in (finished, opened):
-        for file, _ in store.data_files(path):
-            if file not in events:
-                store.fs.rm(file)
-        # A day may have no such session: its schema must be readable all the same.
-        if not any(name.startswith(path) for name in events):
-            _write(to_arrow_schema(SESSIONS.schema).empty_table(), f"{path}/part-empty.parquet")
+        store.keep_only(path, events)
+        store.write_empty(SESSIONS, path)
     by_state = [sum(n for path, n in events.items() if path.startswith(place)) for place in (finished, opened)]
     digest = sum(int(row["digest"], 16) for row in written) % (1 << 64)
     return Staged(finished, opened, sum(by_state), by_state[1], f"{digest:016x}")

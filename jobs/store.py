@@ -3,7 +3,7 @@
 import hashlib
 import json
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from features.contracts import Contract, ContractError
 
@@ -174,6 +175,18 @@ class Store:
         staged = self.staging(contract.name, dt)
         frame.write.mode("error").parquet(staged)
         return self.publish(contract, dt, staged, lineage, time_column)
+
+    def keep_only(self, folder: str, paths: Collection[str]) -> None:
+        """Remove files that tasks left in a staged folder but that Spark did not count: of repeated attempts."""
+        for path, _ in self.data_files(folder):
+            if path not in paths:
+                self.fs.rm(path)
+
+    def write_empty(self, contract: Contract, folder: str) -> None:
+        """Give a staged folder without files one that has no rows: its schema must be readable all the same."""
+        if not self.data_files(folder):
+            with fsspec.open(f"{folder}/part-empty.parquet", "wb") as file:
+                pq.write_table(to_arrow_schema(contract.schema).empty_table(), file, store_schema=False)
 
     def row_counts(self, folder: str) -> list[tuple[str, int]]:
         """(path, rows) of every Parquet file below a folder, in order of path; none where the folder is missing."""

@@ -12,6 +12,8 @@ from features import columns as c
 from features.contracts import SCORES, SEQUENCES, VOCABULARY
 from features.scoring import FROM_MODEL
 from features.trends import FADING, NEW, RISING, STEADY, TRENDS
+from jobs.encoded import vocabulary_of
+from jobs.layers import read_sequences
 from jobs.store import Store
 
 _SHOWN = 3  # interests on either side of the arrow
@@ -21,10 +23,11 @@ def users_in_words(spark: SparkSession, store: Store, date: date, n_users: int) 
     """One line for each of `n_users` users whose interests moved most, always the same ones for the same scores."""
     moved = most_moved(store.read(spark, SCORES, date, "jobs/score.py")).limit(n_users).collect()
     users = [row[c.USER_ID] for row in moved]
-    sequences = store.read(spark, SEQUENCES, date, "jobs/sequences.py").where(F.col(c.USER_ID).isin(users))
+    sequences = read_sequences(spark, store, date).where(F.col(c.USER_ID).isin(users))
     past = {row[c.USER_ID]: row[c.CATEGORY] for row in sequences.select(c.USER_ID, c.CATEGORY).collect()}
     ids = sorted({category for channel in past.values() for category in channel})
-    vocabulary = store.read(spark, VOCABULARY, date, "jobs/vocabulary.py")
+    day, _ = vocabulary_of(store.manifest(SEQUENCES.name, date, "jobs/sequences.py"))
+    vocabulary = store.read(spark, VOCABULARY, day, "jobs/vocabulary.py")
     named = vocabulary.where((F.col(c.KIND) == c.KIND_CATEGORY) & F.col(c.ID).isin(ids)).select(c.ID, c.TOKEN).collect()
     tokens = {row[c.ID]: row[c.TOKEN] for row in named}
     return [

@@ -1,0 +1,70 @@
+"""Sequences in layers: a night writes the rows of the users it touched, the rows of the others stay where they are."""
+
+from datetime import date, datetime, timedelta
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from features import columns as c
+from features.contracts import SEQUENCES, ContractError
+from features.events import midnight
+from jobs.store import Manifest, Store
+
+_MADE_BY = "jobs/sequences.py"
+
+
+def layers_of(store: Store, dt: date | str) -> list[Manifest]:
+    """Manifests of `sequences_v1` from a day back to the last one that holds every user.
+
+    Raises:
+        ContractError: one is missing or torn, or was replaced after the next one had been laid on it.
+    """
+    layers = [store.check(SEQUENCES, dt, _MADE_BY)]
+    while (below := earlier_layer(layers[-1])) is not None:
+        day, expected = below
+        layer = store.check(SEQUENCES, day, _MADE_BY)
+        if layer.hash != expected:
+            raise ContractError(
+                f"{store.path(SEQUENCES.name, layers[-1].dt)} was laid on {SEQUENCES.name} of {day} as it was before "
+                f"{day} was run again. Run {_MADE_BY} for {layers[-1].dt} again."
+            )
+        layers.append(layer)
+    return layers
+
+
+def earlier_layer(sequences: Manifest) -> tuple[str, str] | None:
+    """Day and hash of the layer that this one lies on, or None where it holds every user."""
+    found = [(key.rpartition("/")[2], value) for key, value in sequences.inputs.items() if key.startswith(_PREFIX)]
+    return found[0] if found else None
+
+
+def read_sequences(spark: SparkSession, store: Store, dt: date) -> DataFrame:
+    """`sequences_v1` as of a day, every user once, whatever layers it lies in."""
+    layers = layers_of(store, dt)
+    edges_s = [int(edge) for edge in layers[0].counters["gap_edges_s"]]
+    frames = [spark.read.schema(SEQUENCES.schema).parquet(store.path(SEQUENCES.name, layer.dt)) for layer in layers]
+    if len(frames) == 1:
+        return frames[0]
+    newer = frames[0].withColumn("_age", F.lit(0))
+    for age, frame in enumerate(frames[1:-1], start=1):
+        newer = newer.unionByName(frame.withColumn("_age", F.lit(age)))
+    if len(frames) > 2:
+        latest = newer.groupBy(c.USER_ID).agg(F.min("_age").alias("_age"))
+        newer = newer.join(latest, [c.USER_ID, "_age"])
+    untouched = frames[-1].join(newer.select(c.USER_ID), c.USER_ID, "left_anti")
+    rows = newer.drop("_age").unionByName(untouched).where(F.col(c.LENGTH) > 0)
+    return rows.withColumn(c.NEXT_GAP, _gap_until(midnight(dt + timedelta(days=1)), edges_s)).select(
+        *SEQUENCES.schema.names
+    )
+
+
+def _gap_until(cutoff: datetime, edges_s: list[int]) -> Column:
+    """The gap code of (cutoff - last_time), as `features.windows.gap_codes` gives it."""
+    gap_us = F.unix_micros(F.lit(cutoff)) - F.unix_micros(c.LAST_TIME)
+    code = F.lit(c.FIRST_GAP)
+    for edge in edges_s:
+        code = code + (gap_us > F.lit(edge * c.MICROS)).cast("int")
+    return code
+
+
+_PREFIX = f"{SEQUENCES.name}/"

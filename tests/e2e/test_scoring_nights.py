@@ -1,0 +1,181 @@
+"""Scoring sequences night by night, from histories and layers, against the whole log encoded at once."""
+
+import shutil
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from features import columns as c
+from features.contracts import HISTORIES, SEQUENCES, SESSIONS
+from features.histories import EVENT_COLUMNS
+from jobs import bucket_files
+from jobs.bucket_files import GONE, KIND, BucketPlan
+from jobs.histories import build_scoring_sequences
+from jobs.layers import earlier_layer, layers_of, read_sequences
+from jobs.sequences import build_sequences
+from jobs.sessionize import sessionize
+from jobs.settings import Settings, load_settings
+from jobs.store import Manifest, Store
+from jobs.vocabulary import build_vocabulary
+from tests.logs import SOURCE, line, write_log
+
+FIRST = date(2024, 3, 1)
+NIGHTS = [FIRST + timedelta(days=k) for k in range(5)]
+USERS = [f"u{k}" for k in range(12)]
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    """Short histories, so that the cap acts; new histories when more than one run lies on them."""
+    return load_settings(
+        assignments=[
+            "sessions.lateness_days=1",
+            "sequences.length=4",
+            "sequences.history_events=7",
+            "sequences.compact_share=1000",
+            "sequences.compact_runs=1",
+            "sequences.split.protocol=leave_one_out",
+            "sequences.world_sizes=[1]",
+            "sequences.split.valid_days=1",
+            "sequences.split.test_days=1",
+        ]
+    )
+
+
+def log_of(day: date, random: np.random.Generator) -> list[str]:
+    """Everybody on the first day, a few users on the others, some of their events late by a day, some at one moment."""
+    lines = []
+    for user in USERS if day == FIRST else random.choice(USERS, 3, replace=False):
+        for minute in random.choice(24 * 60, 6):
+            back = int(day > FIRST and random.random() < 0.3)
+            when = f"{day - timedelta(days=back)} {minute // 60:02d}:{minute % 60:02d}"
+            lines += [line(user, f"i{random.integers(9)}", f"c{minute % 3}", when=when) for _ in range(minute % 2 + 1)]
+    return lines
+
+
+def rows(spark: SparkSession, root: Path, day: date) -> dict[str, dict[str, Any]]:
+    found = [row.asDict() for row in read_sequences(spark, Store(str(root)), day).collect()]
+    assert len({row[c.USER_ID] for row in found}) == len(found)
+    return {row[c.USER_ID]: row for row in found}
+
+
+@pytest.fixture(scope="module")
+def nights(
+    spark: SparkSession, settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[date, Manifest]]:
+    """Five nights with one vocabulary: the root, and the manifest of each night's sequences."""
+    folder = tmp_path_factory.mktemp("nights")
+    random, root, made = np.random.default_rng(3), folder / "out", {}
+    for day in NIGHTS:
+        log = write_log(folder / f"{day}.csv", *log_of(day, random))
+        sessionize(spark, settings, SOURCE, [log], str(root), day, day, bootstrap=day == FIRST)
+        if day == FIRST:
+            build_vocabulary(spark, settings, str(root), day)
+        made[day] = build_scoring_sequences(spark, settings, str(root), day)
+    return root, made
+
+
+def test_each_night_has_the_rows_of_the_whole_log(
+    spark: SparkSession, settings: Settings, nights: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root, _ = nights
+    for day in NIGHTS[1:]:
+        whole = tmp_path / str(day)
+        shutil.copytree(root, whole, ignore=shutil.ignore_patterns(HISTORIES.name, SEQUENCES.name))
+        shutil.copytree(whole / f"vocabulary_v1/dt={FIRST}", whole / f"vocabulary_v1/dt={day}")
+        build_sequences(spark, settings, str(whole), day)
+        assert rows(spark, root, day) == rows(spark, whole, day)
+
+
+def test_a_night_writes_the_users_it_touched_and_compacts_now_and_then(
+    nights: tuple[Path, dict[date, Manifest]],
+) -> None:
+    root, made = nights
+    store = Store(str(root))
+    compacted = [date.fromisoformat(day) for day in store.dates(HISTORIES.name)]
+    layered = [day for day in NIGHTS if earlier_layer(made[day])]
+    assert compacted == [NIGHTS[0], NIGHTS[1], NIGHTS[3]]  # on the first, every session is open still
+    assert set(layered) == set(NIGHTS) - set(compacted)
+    assert all(made[day].rows < len(USERS) for day in layered)
+    assert all(made[day].rows == len(USERS) for day in compacted)
+    # What lies below the histories is not looked at again.
+    read = [key for key in made[NIGHTS[4]].inputs if key.startswith((SESSIONS.name, HISTORIES.name))]
+    assert sorted(read) == [f"{HISTORIES.name}/{NIGHTS[3]}", f"{SESSIONS.name}/{NIGHTS[4]}"]
+
+
+def test_a_bucket_without_new_sessions_is_kept_as_it_is(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    root, eager = (
+        tmp_path / "out",
+        settings.model_copy(update={"sequences": settings.sequences.model_copy(update={"compact_share": 1e-9})}),
+    )
+    for k, day in enumerate(NIGHTS[:3]):
+        log = write_log(tmp_path / f"{day}.csv", *(line(u, when=f"{day} 09:00") for u in (USERS if not k else ["u0"])))
+        sessionize(spark, settings, SOURCE, [log], str(root), day, day, bootstrap=not k)
+        if not k:
+            build_vocabulary(spark, settings, str(root), day)
+        build_scoring_sequences(spark, eager, str(root), day)
+    second, third = (root / HISTORIES.name / f"dt={day}" for day in NIGHTS[1:3])
+    files = {file.name: file.read_bytes() for file in second.glob("*.parquet")}
+    same = [name for name, content in files.items() if (third / name).read_bytes() == content]
+    assert len(files) > 3
+    assert len(same) == len(files) - 1  # u0 has a session more
+
+
+def test_a_new_vocabulary_encodes_everyone_anew(
+    spark: SparkSession, settings: Settings, nights: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(nights[0], root)
+    day = next(day for day in NIGHTS if earlier_layer(nights[1][day]))
+    before = rows(spark, root, day)
+    build_vocabulary(spark, settings, str(root), day)
+    again = build_scoring_sequences(spark, settings, str(root), day)
+    assert earlier_layer(again) is None
+    assert again.rows == len(USERS)
+    assert {user: row[c.LENGTH] for user, row in rows(spark, root, day).items()} == {
+        user: row[c.LENGTH] for user, row in before.items()
+    }
+
+
+def test_a_layer_under_which_the_day_was_run_again_is_refused(
+    spark: SparkSession, settings: Settings, nights: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(nights[0], root)
+    store = Store(str(root))
+    day = next(day for day in NIGHTS if earlier_layer(nights[1][day]))
+    below = layers_of(store, day)[1]
+    place = root / SEQUENCES.name / f"dt={below.dt}" / "_MANIFEST.json"
+    place.write_text(place.read_text().replace('"rows": ', '"rows": 1'))
+    with pytest.raises(Exception, match=f"was laid on sequences_v1 of {below.dt}"):
+        read_sequences(spark, store, day)
+    build_scoring_sequences(spark, settings, str(root), day)
+    assert read_sequences(spark, store, day).count() > 0
+
+
+def test_of_a_user_without_events_a_row_of_length_0_is_left(tmp_path: Path) -> None:
+    write: Callable[..., Any] = bucket_files._write_partition
+    plan = BucketPlan(None, frozenset(), None, str(tmp_path), (), False, 7, 4, (60, 1800), 10**15)
+    empty = {name: pa.array([None], pa.string()) for name in (c.ITEM_ID, c.CATEGORY_ID, c.ACTION)}
+    columns = {
+        **empty,
+        c.USER_ID: pa.array(["ann"]),
+        c.EVENT_ID: pa.array([None], pa.int64()),
+        c.EVENT_TIME: pa.array([None], pa.timestamp("us", tz="UTC")),
+    }
+    row = pa.table(
+        [*(columns[name] for name in EVENT_COLUMNS), pa.array([GONE], pa.int32()), pa.array([3], pa.int32())],
+        names=[*EVENT_COLUMNS, KIND, c.BUCKET],
+    )
+    (written,) = write(iter(row.to_batches()), plan)
+    (found,) = pq.ParquetFile(written.to_pydict()["path"][0]).read().to_pylist()
+    assert (found[c.USER_ID], found[c.LENGTH], found[c.ITEM]) == ("ann", 0, [0, 0, 0, 0])
