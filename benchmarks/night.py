@@ -16,8 +16,8 @@ from pathlib import Path
 import duckdb
 from pyspark.sql import SparkSession
 
+from benchmarks.logs import LAST_DAY, SOURCE, make_log_apart
 from benchmarks.report import Row, in_turn, report
-from benchmarks.sessionize import LAST_DAY, SOURCE, make_log_apart
 from features.contracts import SEQUENCES, SESSIONS
 from jobs.histories import build_scoring_sequences
 from jobs.history import session_chain

@@ -11,76 +11,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import date
-from multiprocessing import get_context
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
+from benchmarks.logs import LAST_DAY, SOURCE, make_log, make_log_apart
 from benchmarks.report import Row, in_turn, report
-from features.sources import SourceMap
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, load_settings
 from jobs.spark import spark_session
 
-GAP_S, LAST_DAY, DAYS = 1_800, date(2024, 3, 31), 28
-_US, _DAY_US = 1_000_000, 86_400_000_000
-_ROWS_PER_FILE = 2_000_000
-_ACTIONS = ("view", "click", "like", "cart", "buy")
-SOURCE = SourceMap(
-    format="parquet",
-    columns={name: name for name in ("user_id", "item_id", "category_id", "action", "event_time")},
-    time_unit="us",
-    order="position",
-)
-
-
-def make_log(folder: Path, n_events: int, days: int = DAYS, seed: int = 1) -> None:
-    """Write a log of 50 events a user: sessions of log-normal length (median 6), 2 % of the rows twice, in no order."""
-    random = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    n_users, n_items, n_categories = max(1, n_events // 50), max(10, n_events // 100), 200
-    lengths = np.clip(random.lognormal(np.log(6), 1.2, n_events).astype(np.int64), 1, 500)
-    lengths = lengths[: np.searchsorted(np.cumsum(lengths), n_events) + 1]
-    session = np.repeat(np.arange(len(lengths)), lengths)[:n_events]
-    user = random.integers(0, n_users, len(lengths))[session]
-    end_us = (np.datetime64(LAST_DAY, "us").astype(np.int64)) + _DAY_US
-    start_us = end_us - random.integers(0, days * _DAY_US, len(lengths))
-    gaps = random.exponential(60 * _US, n_events).astype(np.int64)
-    walked = np.cumsum(gaps)
-    first = np.searchsorted(session, session)
-    time_us = np.minimum(start_us[session] + walked - walked[first], end_us - 1)
-    item = (random.pareto(1.1, n_events) * 20).astype(np.int64) % n_items
-    rows = random.permutation(np.append(np.arange(n_events), random.integers(0, n_events, n_events // 50)))
-
-    def names(prefix: str, n: int) -> pa.Array:
-        return pa.array([f"{prefix}{k}" for k in range(n)])
-
-    tokens = {"user_id": names("u", n_users), "item_id": names("i", n_items), "category_id": names("c", n_categories)}
-    action = random.choice(5, n_events, p=[0.55, 0.38, 0.03, 0.03, 0.01])
-    for number, at in enumerate(range(0, len(rows), _ROWS_PER_FILE)):
-        part = rows[at : at + _ROWS_PER_FILE]
-        codes = {"user_id": user[part], "item_id": item[part], "category_id": item[part] % n_categories}
-        columns = {name: tokens[name].take(pa.array(code)) for name, code in codes.items()}
-        columns |= {
-            "action": pa.array(_ACTIONS).take(pa.array(action[part])),
-            "event_time": pa.array(time_us[part], pa.timestamp("us", tz="UTC")),
-            "position": pa.array(part),
-        }
-        pq.write_table(pa.table(columns), folder / f"part-{number:03d}.parquet")
-
-
-def make_log_apart(folder: Path, n_events: int, days: int = DAYS) -> None:
-    """`make_log` in a process of its own, so that its memory is not counted as the stage's."""
-    process = get_context("spawn").Process(target=make_log, args=(folder, n_events, days))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"Making a log of {n_events:,} events ended with exit code {process.exitcode}.")
+GAP_S = 1_800
 
 
 def ours(spark: SparkSession, settings: Settings, log: Path, root: Path) -> None:

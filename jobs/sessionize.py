@@ -113,7 +113,10 @@ def sessionize(
         found = observed.get
         counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
         refused = store.staging(REJECTED_EVENTS.name, last_day)
-        rejected = _write_rejected(spark, parsed if counters[ROWS_REFUSED] else None, refused, n_partitions)
+        rejected: dict[str, int] = {}
+        if counters[ROWS_REFUSED]:
+            rejected = _write_rejected(spark, parsed, refused, n_partitions)
+        store.write_empty(REJECTED_EVENTS, refused)
     except (PySparkException, Py4JJavaError) as error:
         raise readable_error(error, paths) from error
 
@@ -142,11 +145,8 @@ def sessionize(
     return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows)
 
 
-def _write_rejected(spark: SparkSession, parsed: DataFrame | None, folder: str, n_partitions: int) -> dict[str, int]:
-    """Write the refused rows, read from the log a second time → rows by reason. None: no row was refused."""
-    if parsed is None:
-        spark.createDataFrame([], REJECTED_EVENTS.schema).write.parquet(folder)
-        return {}
+def _write_rejected(spark: SparkSession, parsed: DataFrame, folder: str, n_partitions: int) -> dict[str, int]:
+    """Write the refused rows, read from the log a second time → rows by reason."""
     rejected_events(parsed).coalesce(n_partitions).write.parquet(folder)
     by_reason = spark.read.parquet(folder).groupBy(c.REASON).count().orderBy(c.REASON).collect()
     return {row[c.REASON]: int(row["count"]) for row in by_reason}

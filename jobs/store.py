@@ -184,6 +184,7 @@ class Store:
 
     def write_empty(self, contract: Contract, folder: str) -> None:
         """Give a staged folder without files one that has no rows: its schema must be readable all the same."""
+        self.fs.makedirs(folder, exist_ok=True)
         if not self.data_files(folder):
             with fsspec.open(f"{folder}/part-empty.parquet", "wb") as file:
                 pq.write_table(to_arrow_schema(contract.schema).empty_table(), file, store_schema=False)

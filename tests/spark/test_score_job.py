@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,25 @@ def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) ->
     trends = [interest[c.TREND] for row in rows for interest in row[c.INTERESTS]]
     assert {name: manifest.counters[name] for name in set(trends)} == {name: trends.count(name) for name in set(trends)}
     assert job.summary(manifest).startswith("41 users, 1 by popularity; interests: ")
+
+
+def test_a_night_scores_its_layer_and_the_users_below_it(spark: SparkSession, root: str) -> None:
+    store, night = Store(root), DAY + timedelta(days=1)
+    below = store.manifest(SEQUENCES.name, DAY, "")
+    used = {**below.inputs, f"{SEQUENCES.name}/{DAY}": below.hash}
+    kept, gone, *_ = (row[c.USER_ID] for row in many_histories())
+    rows = [
+        {**history("unknown", [2, 3], [2, 2])},
+        {**history("newcomer", [1], [1])},
+        {**history(gone, [1], [1]), c.LENGTH: 0},
+    ]
+    store.write(spark.createDataFrame(rows, SEQUENCES.schema), SEQUENCES, night, Lineage(used, "-", CODING))
+    manifest = job.score(spark, SETTINGS, root, night, f"{root}/bundle/dt={DAY}")
+    scored = {row[c.USER_ID]: row for row in store.read(spark, SCORES, night, "").collect()}
+    assert manifest.rows == len(scored) == 41  # one gone, one new
+    assert gone not in scored
+    assert scored["unknown"][c.PROVENANCE] == scored[kept][c.PROVENANCE] == "model"
+    assert scored["newcomer"][c.PROVENANCE] == "popularity"
 
 
 def test_a_bundle_for_other_sequences_is_refused(
