@@ -26,6 +26,11 @@ from jobs.spark import spark_session
 GAP_S = 1_800
 
 
+def peer_settings() -> Settings:
+    """What the peers do: sessions end with the gap, nothing is waited for."""
+    return load_settings(assignments=["sessions.lateness_days=0", f"sessions.gap_s={GAP_S}"])
+
+
 def ours(spark: SparkSession, settings: Settings, log: Path, root: Path) -> None:
     """The nightly stage itself."""
     shutil.rmtree(root, ignore_errors=True)
@@ -100,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--grow-to", type=int, metavar="N", help="then time the stage alone, once, on N events")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
-    settings = load_settings(assignments=["sessions.lateness_days=0", f"sessions.gap_s={GAP_S}"])
+    settings = peer_settings()
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
         log, root = Path(place) / "log", Path(place) / "ours"
         make_log_apart(log, arguments.events)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from benchmarks.logs import SKEWS, make_log, make_log_apart
 from benchmarks.report import Row, in_turn, report
-from benchmarks.sessionize import ours
-from jobs.settings import load_settings
+from benchmarks.sessionize import ours, peer_settings
 from jobs.spark import spark_session
 
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
-    settings = load_settings(assignments=["sessions.lateness_days=0"])
+    settings = peer_settings()
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
         warm, root = Path(place) / "warm", Path(place) / "ours"
         make_log(warm, 10_000)
