@@ -80,8 +80,8 @@ def agreement(user: NDArray[np.int32], time_us: Ids, event_id: Ids, session: Ids
 
 def group_codes(*keys: NDArray[np.generic]) -> Ids:
     """A number for each distinct combination of the keys, dense from 0. keys: [n] each → [n]."""
-    codes: Ids = pd.DataFrame(dict(enumerate(keys))).groupby(list(range(len(keys)))).ngroup().to_numpy(np.int64)
-    return codes
+    numbered = pd.DataFrame(dict(enumerate(keys))).groupby(list(range(len(keys)))).ngroup()
+    return np.asarray(numbered, np.int64)
 
 
 def n_pairs(group: Ids) -> int:

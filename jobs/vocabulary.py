@@ -30,7 +30,7 @@ from jobs.store import Lineage, Manifest, Store
 
 _JOB = "jobs/vocabulary.py"
 _KINDS = (c.KIND_ITEM, c.KIND_CATEGORY)
-_FILE_ROWS = 2_000_000  # some 30 MiB of Parquet, in one row group
+_FILE_ROWS = 2_000_000  # some 15 MiB of Parquet, in one row group
 
 
 def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: date) -> Manifest:
