@@ -44,7 +44,7 @@ from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
-_CARRIED_GROWTH = 4  # an event as a line of text against its compressed bytes in open_sessions_v1
+_CARRIED_GROWTH = 4  # open sessions unpack to about this many times their bytes in Parquet (as in jobs/sequences.py)
 
 
 @dataclass(frozen=True)
