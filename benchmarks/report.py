@@ -17,7 +17,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `ratio` is ours / peer; `better` says whether a lower or a higher one is good."""
+    """One comparison. `ratio` is ours / peer; `better` says what is good: lower, higher, or equal to the peer."""
 
     bench: str
     case: str
@@ -81,11 +81,17 @@ def in_turn(works: dict[str, Callable[[], object]], runs: int) -> dict[str, tupl
     return {name: (median(times), peaks[name]) for name, times in seconds.items()}
 
 
+def json_lines(rows: Sequence[Row]) -> str:
+    """One JSON object a line for each row."""
+    records = ({**asdict(row), "ratio": round(row.ratio, 4), "cores": os.cpu_count()} for row in rows)
+    return "".join(f"{json.dumps(record)}\n" for record in records)
+
+
 def report(rows: Sequence[Row], to: str | None) -> None:
     """Print the table; with `to` also write JSON lines there, `-` being standard output instead of the table."""
-    lines = [json.dumps({**asdict(row), "ratio": round(row.ratio, 4), "cores": os.cpu_count()}) for row in rows]
+    lines = json_lines(rows)
     if to == "-":
-        print("\n".join(lines))
+        print(lines, end="")
         return
     print(f"{'case':24} {'metric':10} {'unit':6} {'ours':>10} {'peer':>10} {'ratio':>7}  peer")
     for row in rows:
@@ -95,5 +101,5 @@ def report(rows: Sequence[Row], to: str | None) -> None:
         )
     if to:
         with open(to, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(lines)
     sys.stdout.flush()

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -44,6 +44,7 @@ from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
+_CARRIED_GROWTH = 4  # open sessions unpack to about this many times their bytes in Parquet (as in jobs/sequences.py)
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ def sessionize(
     key = load_key(settings.cleaning.pseudonym_key_file)
     days = RunDays(first_day, last_day, settings.sessions.lateness_days)
     lineage_inputs: dict[str, str] = {KEY_INPUT: key.fingerprint} if key else {}
-    carried, n_carried = None, 0
+    carried, n_carried, carried_bytes = None, 0, 0
     if not bootstrap:
         yesterday = _open_sessions_before(store, first_day)
         check_same_key(yesterday, key)
         carried = store.read(spark, OPEN_SESSIONS, yesterday.dt, "jobs/sessionize.py")
         n_carried = int(yesterday.counters["events_open"])
+        carried_bytes = sum(int(file["bytes"]) for file in yesterday.files)
         lineage_inputs[f"{OPEN_SESSIONS.name}/{yesterday.dt}"] = yesterday.hash
     paths, n_bytes = find_inputs(store, inputs, first_day, last_day)
     lineage_inputs |= {path: str(size) for path, size in n_bytes.items()}
@@ -103,7 +105,7 @@ def sessionize(
         events = parsed.drop(c.RAW) if of_items is None else with_categories(parsed.drop(c.RAW), of_items)
         counted = events.observe(observed, *(agg.alias(n) for n, agg in row_counters().items()))
         n_partitions = partitions_for(
-            sum(n_bytes.values()) * (_GZIP_GROWTH if any(path.endswith(".gz") for path in n_bytes) else 1),
+            unpacked_bytes(n_bytes, carried_bytes),
             settings.sessions.partition_mib,
             spark.sparkContext.defaultParallelism,
         )
@@ -143,6 +145,15 @@ def sessionize(
     opened = store.publish(OPEN_SESSIONS, last_day, staged.opened, lineage, c.SESSION_START)
     store.fs.rm(folder, recursive=True)
     return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows)
+
+
+def unpacked_bytes(log: Mapping[str, int], carried: int) -> int:
+    """About how large the input of a run is as text, by which its shuffle is cut into partitions.
+
+    log: bytes of each file of the raw log. carried: bytes of yesterday's open_sessions_v1.
+    """
+    of_log = sum(n_bytes * (_GZIP_GROWTH if path.endswith(".gz") else 1) for path, n_bytes in log.items())
+    return of_log + carried * _CARRIED_GROWTH
 
 
 def _write_rejected(spark: SparkSession, parsed: DataFrame, folder: str, n_partitions: int) -> dict[str, int]:

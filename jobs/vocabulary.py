@@ -2,29 +2,41 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
+from math import ceil
 
-import numpy as np
-import pandas as pd
+from pyspark import StorageLevel
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import VOCABULARY, ContractError, conform
 from features.events import midnight
-from features.vocabulary import count_tokens, new_tokens, recounted
+from features.vocabulary import (
+    VocabularySpec,
+    count_tokens,
+    new_tokens,
+    partition_sizes,
+    plan_ids,
+    recounted,
+    with_ids,
+)
 from jobs.cli import run_job, say, stage_parser
 from jobs.history import events_until
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
 
+_JOB = "jobs/vocabulary.py"
+_KINDS = (c.KIND_ITEM, c.KIND_CATEGORY)
+_FILE_ROWS = 2_000_000  # some 15 MiB of Parquet, in one row group
+
 
 def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: date) -> Manifest:
     """Write vocabulary_v1 of a day from all events before its end and the latest earlier vocabulary.
 
-    The kept tokens pass through the driver; the log does not.
+    Only numbers pass through the driver: how many new tokens each partition holds. The rows lie in no order.
 
     Raises:
         ContractError: sessions of that day are missing, or no token is frequent enough.
@@ -35,23 +47,35 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
     end = midnight(date + timedelta(days=1))
     counts = count_tokens(events.where(F.col(c.EVENT_TIME) < F.lit(end))).persist()
     earlier = [day for day in store.dates(VOCABULARY.name) if day < str(date)]
-    known = spark.createDataFrame([], VOCABULARY.schema)
+    known, taken = None, dict.fromkeys(_KINDS, 0)
     if earlier:
-        known = store.read(spark, VOCABULARY, earlier[-1], "jobs/vocabulary.py")
-        inputs[f"{VOCABULARY.name}/{earlier[-1]}"] = store.manifest(VOCABULARY.name, earlier[-1], "").hash
+        known = store.read(spark, VOCABULARY, earlier[-1], _JOB)
+        manifest = store.manifest(VOCABULARY.name, earlier[-1], _JOB)
+        taken = {kind: int(manifest.counters[kind]) for kind in _KINDS}
+        inputs[f"{VOCABULARY.name}/{earlier[-1]}"] = manifest.hash
 
-    parts = [recounted(known, counts).toPandas()]
-    for kind, most in ((c.KIND_ITEM, spec.max_items), (c.KIND_CATEGORY, spec.max_categories)):
-        taken = parts[0].loc[parts[0][c.KIND] == kind, c.ID].max()
-        last_id = c.FIRST_ID - 1 if pd.isna(taken) else int(taken)
-        room = max(0, most - (last_id - c.FIRST_ID + 1))
-        fresh = new_tokens(counts, known, kind, spec.min_count, room).toPandas()
-        fresh.insert(0, c.KIND, kind)
-        fresh[c.ID] = np.arange(last_id + 1, last_id + 1 + len(fresh), dtype=np.int32)
-        parts.append(fresh)
+    # Ids are right only in the partitions that were counted, and Spark samples other bounds for every new plan of a
+    # sort. Persisted, there is one plan: even a lost block comes back with its rows in their places.
+    fresh = new_tokens(counts, known, spec.min_count).persist(StorageLevel.DISK_ONLY)
+    most = {c.KIND_ITEM: spec.max_items, c.KIND_CATEGORY: spec.max_categories}
+    plan = plan_ids([tuple(row) for row in partition_sizes(fresh).collect()], taken, most)
+    by_kind = {kind: taken[kind] + plan.n_new[kind] for kind in _KINDS}
+    _check_kinds(by_kind, spec, date)
+    rows = with_ids(fresh, plan)
+    if known is not None:
+        rows = recounted(known, counts).unionByName(rows)
+    n_files = ceil(sum(by_kind.values()) / _FILE_ROWS)
+    # By token: the same rows give the same files, whatever the partitions were.
+    rows = rows.coalesce(1) if n_files == 1 else rows.repartition(n_files, c.TOKEN)
+    counters = {**by_kind, "new": sum(plan.n_new.values())}
+    lineage = Lineage(inputs, config_hash(spec), counters)
+    written = store.write(conform(rows, VOCABULARY), VOCABULARY, date, lineage)
+    fresh.unpersist()
     counts.unpersist()
-    vocabulary = pd.concat(parts, ignore_index=True)[VOCABULARY.schema.names]
-    by_kind = {kind: int((vocabulary[c.KIND] == kind).sum()) for kind in (c.KIND_ITEM, c.KIND_CATEGORY)}
+    return written
+
+
+def _check_kinds(by_kind: Mapping[str, int], spec: VocabularySpec, date: date) -> None:
     for kind, n in by_kind.items():
         if not n:
             raise ContractError(
@@ -59,9 +83,6 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
                 f"there is nothing to predict. Lower min_count, take a longer log"
                 + (", or map category_id to the item column in the source map." if kind == c.KIND_CATEGORY else ".")
             )
-    rows = conform(spark.createDataFrame(vocabulary, VOCABULARY.schema), VOCABULARY).coalesce(1)
-    counters = {**by_kind, "new": len(vocabulary) - len(parts[0])}
-    return store.write(rows, VOCABULARY, date, Lineage(inputs, config_hash(spec), counters))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -195,15 +196,17 @@ def _vocabulary_bytes(bundle: Bundle) -> bytes:
 
 
 def vocabulary_lists(table: pa.Table) -> tuple[dict[str, list[str]], dict[str, list[int]]]:
-    """Token and count of each id, by kind, from rows (kind, token, id, count); "" and 0 where an id has no token."""
+    """Token and count of each id, by kind, from rows (kind, token, id, count) in any order; "" and 0: no token."""
     tokens: dict[str, list[str]] = {}
     counts: dict[str, list[int]] = {}
-    rows = zip(*(table.column(name).to_pylist() for name in (c.KIND, c.ID, c.TOKEN, c.COUNT)), strict=True)
-    for kind, id_, token, count in sorted(rows):
-        names, numbers = tokens.setdefault(kind, []), counts.setdefault(kind, [])
-        names.extend([""] * (id_ + 1 - len(names)))
-        numbers.extend([0] * (id_ + 1 - len(numbers)))
-        names[id_], numbers[id_] = token, count
+    for kind in sorted(pc.unique(table[c.KIND]).to_pylist()):
+        rows = table.filter(pc.equal(table[c.KIND], kind))
+        ids = rows[c.ID].to_numpy()  # [rows]
+        names = np.full(ids.max() + 1, "", object)
+        numbers = np.zeros(ids.max() + 1, np.int64)
+        names[ids] = rows[c.TOKEN].to_numpy()
+        numbers[ids] = rows[c.COUNT].to_numpy()
+        tokens[kind], counts[kind] = names.tolist(), numbers.tolist()
     return tokens, counts
 
 

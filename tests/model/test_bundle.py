@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from features import columns as c
-from model.bundle import Bundle, Reports, load_bundle, save_bundle
+from model.bundle import Bundle, Reports, load_bundle, save_bundle, vocabulary_lists
 from model.errors import ModelError
 from model.network import Network
 from tests.model import tables
@@ -50,6 +51,16 @@ def test_a_bundle_comes_back_as_it_was(folder: Path):
     assert (folder / "history.csv").read_text() == "epoch,valid_loss\n1,2.5\n"
     assert (folder / "config.yaml").read_text() == "seed: 1\n"
     assert json.loads((folder / "metrics.json").read_text()) == {"best_epoch": 1}
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2], [2, 0, 3, 1]])
+def test_the_order_of_a_vocabularys_rows_does_not_matter(order: list[int]):
+    rows = [("item", "b", 2, 9), ("category", "x", 2, 13), ("item", "é", 3, 4), ("item", "a", 5, 0)]
+    columns = zip(*(rows[position] for position in order), strict=True)
+    table = pa.table(dict(zip((c.KIND, c.TOKEN, c.ID, c.COUNT), map(list, columns), strict=True)))
+    tokens, counts = vocabulary_lists(pa.concat_tables([table.slice(0, 1), table.slice(1)]))
+    assert tokens == {"item": ["", "", "b", "é", "", "a"], "category": ["", "", "x"]}
+    assert counts == {"item": [0, 0, 9, 4, 0, 0], "category": [0, 0, 13]}
 
 
 def test_the_version_is_that_of_the_model_not_of_the_run(folder: Path, tmp_path: Path):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from features.contracts import ContractError
 from features.partitions import partitions_for, plan_row_groups
+from jobs.sessionize import unpacked_bytes
 
 MIB = 1 << 20
 NAME = "training_sequences_v1, split train"
@@ -58,3 +59,11 @@ def test_too_few_rows_name_the_table_the_split_and_the_key() -> None:
 )
 def test_partitions_take_their_share_and_are_never_fewer_than_asked(input_bytes: int, n: int) -> None:
     assert partitions_for(input_bytes, partition_mib=64, least=3) == n
+
+
+def test_a_run_is_planned_by_its_log_unpacked_and_by_what_it_takes_up() -> None:
+    log = {"1.csv": 64 * MIB, "2.csv.gz": 10 * MIB}
+    assert unpacked_bytes(log, carried=0) == (64 + 5 * 10) * MIB
+    assert unpacked_bytes(log, carried=20 * MIB) == (64 + 5 * 10 + 4 * 20) * MIB
+    quiet_night = unpacked_bytes({"3.csv": 1}, carried=400 * MIB)
+    assert partitions_for(quiet_night, partition_mib=64, least=2) == 26
