@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from features import columns as c
 from features.contracts import VOCABULARY
-from features.vocabulary import plan_ids
+from features.vocabulary import IdPlan, plan_ids
 from jobs import vocabulary as job
 from jobs.sessionize import sessionize
 from jobs.settings import load_settings
@@ -106,6 +106,26 @@ def test_ids_are_those_of_a_plain_loop(spark: SparkSession, root: Path) -> None:
         assert len(manifest.files) == 1
         known = expected
     assert by_kind == {c.KIND_ITEM: MAX_ITEMS, c.KIND_CATEGORY: MAX_CATEGORIES}  # both limits were reached
+
+
+@pytest.mark.usefixtures("several_partitions")
+def test_blocks_lost_after_they_were_counted_change_no_id(
+    spark: SparkSession, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+
+    def plan_after_a_loss(sizes: list[tuple[int, str, int]], *limits: dict[str, int]) -> IdPlan:
+        for block in spark.sparkContext._jsc.getPersistentRDDs().values():
+            block.unpersist(True)
+            lost.append(block)
+        return plan_ids(sizes, *limits)
+
+    job.build_vocabulary(spark, SETTINGS, str(root), FIRST)
+    whole = written(spark, root, FIRST)
+    monkeypatch.setattr(job, "plan_ids", plan_after_a_loss)
+    job.build_vocabulary(spark, SETTINGS, str(root), FIRST)
+    assert lost
+    assert written(spark, root, FIRST) == whole
 
 
 def test_a_large_vocabulary_lies_in_several_files_with_the_same_rows(
