@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from features import columns as c
-from features.contracts import VOCABULARY
+from features.contracts import VOCABULARY, ContractError
 from features.vocabulary import IdPlan, plan_ids
 from jobs import vocabulary as job
 from jobs.sessionize import sessionize
@@ -150,6 +150,14 @@ def test_a_lower_limit_than_before_takes_no_id_away_and_gives_none(spark: SparkS
     assert len(before) > 3
     assert after == before
     assert manifest.counters[c.KIND_ITEM] == len(before)
+
+
+def test_after_a_refusal_nothing_stays_persisted(spark: SparkSession, root: Path) -> None:
+    before = len(spark.sparkContext._jsc.getPersistentRDDs())
+    rare = SETTINGS.model_copy(update={"vocabulary": SETTINGS.vocabulary.model_copy(update={"min_count": 1_000})})
+    with pytest.raises(ContractError, match=r"No item of the log up to 2024-03-01 occurs vocabulary\.min_count = 1000"):
+        job.build_vocabulary(spark, rare, str(root), FIRST)
+    assert len(spark.sparkContext._jsc.getPersistentRDDs()) == before
 
 
 def test_positions_become_ids_by_kind() -> None:
