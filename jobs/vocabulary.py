@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date, timedelta
 from math import ceil
 
 from pyspark import StorageLevel
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
@@ -45,7 +46,6 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
     spec = settings.vocabulary
     events, inputs, _ = events_until(spark, store, date)
     end = midnight(date + timedelta(days=1))
-    counts = count_tokens(events.where(F.col(c.EVENT_TIME) < F.lit(end))).persist()
     earlier = [day for day in store.dates(VOCABULARY.name) if day < str(date)]
     known, taken = None, dict.fromkeys(_KINDS, 0)
     if earlier:
@@ -56,23 +56,32 @@ def build_vocabulary(spark: SparkSession, settings: Settings, root: str, date: d
 
     # Ids are right only in the partitions that were counted, and Spark samples other bounds for every new plan of a
     # sort. Persisted, there is one plan: even a lost block comes back with its rows in their places.
-    fresh = new_tokens(counts, known, spec.min_count).persist(StorageLevel.DISK_ONLY)
-    most = {c.KIND_ITEM: spec.max_items, c.KIND_CATEGORY: spec.max_categories}
-    plan = plan_ids([tuple(row) for row in partition_sizes(fresh).collect()], taken, most)
-    by_kind = {kind: taken[kind] + plan.n_new[kind] for kind in _KINDS}
-    _check_kinds(by_kind, spec, date)
-    rows = with_ids(fresh, plan)
-    if known is not None:
-        rows = recounted(known, counts).unionByName(rows)
-    n_files = ceil(sum(by_kind.values()) / _FILE_ROWS)
-    # By token: the same rows give the same files, whatever the partitions were.
-    rows = rows.coalesce(1) if n_files == 1 else rows.repartition(n_files, c.TOKEN)
-    counters = {**by_kind, "new": sum(plan.n_new.values())}
-    lineage = Lineage(inputs, config_hash(spec), counters)
-    written = store.write(conform(rows, VOCABULARY), VOCABULARY, date, lineage)
-    fresh.unpersist()
-    counts.unpersist()
-    return written
+    with (
+        _persisted(count_tokens(events.where(F.col(c.EVENT_TIME) < F.lit(end)))) as counts,
+        _persisted(new_tokens(counts, known, spec.min_count), StorageLevel.DISK_ONLY) as fresh,
+    ):
+        most = {c.KIND_ITEM: spec.max_items, c.KIND_CATEGORY: spec.max_categories}
+        plan = plan_ids([tuple(row) for row in partition_sizes(fresh).collect()], taken, most)
+        by_kind = {kind: taken[kind] + plan.n_new[kind] for kind in _KINDS}
+        _check_kinds(by_kind, spec, date)
+        rows = with_ids(fresh, plan)
+        if known is not None:
+            rows = recounted(known, counts).unionByName(rows)
+        n_files = ceil(sum(by_kind.values()) / _FILE_ROWS)
+        # By token: the same rows give the same files, whatever the partitions were.
+        rows = rows.coalesce(1) if n_files == 1 else rows.repartition(n_files, c.TOKEN)
+        counters = {**by_kind, "new": sum(plan.n_new.values())}
+        lineage = Lineage(inputs, config_hash(spec), counters)
+        return store.write(conform(rows, VOCABULARY), VOCABULARY, date, lineage)
+
+
+@contextmanager
+def _persisted(frame: DataFrame, level: StorageLevel = StorageLevel.MEMORY_AND_DISK) -> Iterator[DataFrame]:
+    """Let go also after an error: a later run in this session would take the old rows for its own."""
+    try:
+        yield frame.persist(level)
+    finally:
+        frame.unpersist()
 
 
 def _check_kinds(by_kind: Mapping[str, int], spec: VocabularySpec, date: date) -> None:

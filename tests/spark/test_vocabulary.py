@@ -10,8 +10,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from features import columns as c
-from features.contracts import VOCABULARY
-from features.vocabulary import plan_ids
+from features.contracts import VOCABULARY, ContractError
+from features.vocabulary import IdPlan, plan_ids
 from jobs import vocabulary as job
 from jobs.sessionize import sessionize
 from jobs.settings import load_settings
@@ -108,6 +108,26 @@ def test_ids_are_those_of_a_plain_loop(spark: SparkSession, root: Path) -> None:
     assert by_kind == {c.KIND_ITEM: MAX_ITEMS, c.KIND_CATEGORY: MAX_CATEGORIES}  # both limits were reached
 
 
+@pytest.mark.usefixtures("several_partitions")
+def test_blocks_lost_after_they_were_counted_change_no_id(
+    spark: SparkSession, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = []
+
+    def plan_after_a_loss(sizes: list[tuple[int, str, int]], *limits: dict[str, int]) -> IdPlan:
+        for block in spark.sparkContext._jsc.getPersistentRDDs().values():
+            block.unpersist(True)
+            lost.append(block)
+        return plan_ids(sizes, *limits)
+
+    job.build_vocabulary(spark, SETTINGS, str(root), FIRST)
+    whole = written(spark, root, FIRST)
+    monkeypatch.setattr(job, "plan_ids", plan_after_a_loss)
+    job.build_vocabulary(spark, SETTINGS, str(root), FIRST)
+    assert lost
+    assert written(spark, root, FIRST) == whole
+
+
 def test_a_large_vocabulary_lies_in_several_files_with_the_same_rows(
     spark: SparkSession, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +150,14 @@ def test_a_lower_limit_than_before_takes_no_id_away_and_gives_none(spark: SparkS
     assert len(before) > 3
     assert after == before
     assert manifest.counters[c.KIND_ITEM] == len(before)
+
+
+def test_after_a_refusal_nothing_stays_persisted(spark: SparkSession, root: Path) -> None:
+    before = len(spark.sparkContext._jsc.getPersistentRDDs())
+    rare = SETTINGS.model_copy(update={"vocabulary": SETTINGS.vocabulary.model_copy(update={"min_count": 1_000})})
+    with pytest.raises(ContractError, match=r"No item of the log up to 2024-03-01 occurs vocabulary\.min_count = 1000"):
+        job.build_vocabulary(spark, rare, str(root), FIRST)
+    assert len(spark.sparkContext._jsc.getPersistentRDDs()) == before
 
 
 def test_positions_become_ids_by_kind() -> None:
