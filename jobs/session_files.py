@@ -30,8 +30,8 @@ _WRITTEN_ARROW = pa.schema([("kind", pa.string()), ("path", pa.string()), ("n", 
 class Staged:
     """Where the tables of a run lie before they are published, and what became of its events.
 
-    `events` of `distinct` ones are in sessions, `events_open` of these in open ones; `held` are held back; `bots`,
-    `capped` and `burst` are gone. `digest` is of those in sessions and held back.
+    Of `distinct` events `events` are in sessions (`events_open` of these in open ones) and `events_held` are held back;
+    the flagged, capped and burst ones are gone. `digest` is of the events in sessions and those held back.
     """
 
     finished: str
