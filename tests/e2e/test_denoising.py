@@ -19,9 +19,12 @@ from features.contracts import (
     Contract,
     ContractError,
 )
+from jobs.histories import build_scoring_sequences
+from jobs.layers import read_sequences
 from jobs.sessionize import DENOISED, Sessionized, sessionize, summary
 from jobs.settings import Settings, load_settings
 from jobs.store import Store
+from jobs.vocabulary import build_vocabulary
 from tests.logs import HEADER, SOURCE, line, write_log
 
 MADE_BY = "jobs/sessionize.py"
@@ -215,6 +218,19 @@ def test_a_backfill_in_one_pass_equals_day_by_day(spark: SparkSession, tmp_path:
     gone = ("events_flagged", "events_capped", "events_burst", "duplicates", "rows_read")
     assert {name: summed[name] for name in gone} == {name: counters(backfill, FOURTH)[name] for name in gone}
     assert [counters(backfill, FOURTH)[name] for name in gone[:4]] == [29, 0, 1, 1]
+
+
+def test_whoever_a_late_event_makes_a_bot_is_scored_no_more(spark: SparkSession, tmp_path: Path) -> None:
+    root, patient = tmp_path / "out", settings(1, bot_hours_per_day=6)
+    scored = []
+    for day in (FIRST, SECOND):
+        run(spark, patient, root, write_log(tmp_path / f"{day}.csv", *late_log()[day]), day)
+        if day == FIRST:
+            build_vocabulary(spark, patient, str(root), day)
+        build_scoring_sequences(spark, patient, str(root), day)
+        scored.append({row[c.USER_ID] for row in read_sequences(spark, Store(str(root)), day).collect()})
+    assert scored[0] == {"late", "bot", "heavy", "ann"}
+    assert scored[1] == {"bot", "heavy", "ann"}
 
 
 def test_a_day_without_what_its_predecessor_held_back_is_refused(spark: SparkSession, tmp_path: Path) -> None:
