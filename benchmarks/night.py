@@ -28,7 +28,15 @@ from jobs.spark import spark_session
 from jobs.store import Store
 from jobs.vocabulary import build_vocabulary
 
-_NIGHTLY = ("histories_v1", "open_sessions_v1", "rejected_events_v1", "sequences_v1", "sessions_v1")
+_NIGHTLY = (
+    "flagged_users_v1",
+    "held_events_v1",
+    "histories_v1",
+    "open_sessions_v1",
+    "rejected_events_v1",
+    "sequences_v1",
+    "sessions_v1",
+)
 
 
 def split_log(log: Path, past: Path, night: Path) -> None:

@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 
 from benchmarks.logs import LAST_DAY, SOURCE, make_log, make_log_apart
 from benchmarks.report import Row, in_turn, report
+from features.denoising import DenoisingSpec
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, load_settings
 from jobs.spark import spark_session
@@ -27,8 +28,9 @@ GAP_S = 1_800
 
 
 def peer_settings() -> Settings:
-    """What the peers do: sessions end with the gap, nothing is waited for."""
-    return load_settings(assignments=["sessions.lateness_days=0", f"sessions.gap_s={GAP_S}"])
+    """What the peers do: sessions end with the gap, nothing is waited for, nothing is taken for noise."""
+    rules = [f"denoising.{name}=0" for name in DenoisingSpec.model_fields]
+    return load_settings(assignments=["sessions.lateness_days=0", f"sessions.gap_s={GAP_S}", *rules])
 
 
 def ours(spark: SparkSession, settings: Settings, log: Path, root: Path) -> None:

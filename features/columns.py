@@ -8,10 +8,17 @@ CATEGORY_ID = "category_id"
 ACTION = "action"
 EVENT_TIME = "event_time"
 INGEST_TIME = "ingest_time"
+DWELL_S = "dwell_s"
 
 # Rejected events
 REASON = "reason"
 RAW = "raw"
+
+# Flagged users
+DAY = "day"
+RULE = "rule"
+VALUE = "value"
+CLOSED = "closed"
 
 # Sessions
 SESSION_ID = "session_id"

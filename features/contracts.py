@@ -85,16 +85,53 @@ EVENTS = Contract(
 
 REJECTED_EVENTS = Contract(
     "rejected_events_v1",
-    "One refused row of the log, whole, with the reason.",
+    "One refused row of the log, or event of a bot, whole, with the reason.",
     (),
     T.StructType(
         [
-            _column(c.REASON, _STRING, "why it was refused (see features/events.py)"),
+            _column(
+                c.REASON, _STRING, "why it was refused (see features/events.py), or bot (see features/denoising.py)"
+            ),
             _column(
                 c.RAW,
                 _STRING,
-                "the row as read: its line, or its columns as JSON; under pseudonyms without the raw user",
+                "the row as read: its line, or its columns as JSON; under pseudonyms without the raw user; of a "
+                "bot the cleaned event as JSON",
             ),
+        ]
+    ),
+)
+
+HELD_EVENTS = Contract(
+    "held_events_v1",
+    "One event that a rule of denoising takes out of a day that is not closed: tomorrow's run takes it up, so that the "
+    "day is judged whole when late events join it.",
+    (c.USER_ID, c.EVENT_ID),
+    T.StructType([_column(c.USER_ID, _STRING, "who acted"), *EVENT_FIELDS]),
+)
+
+FLAGGED_USERS = Contract(
+    "flagged_users_v1",
+    "One rule of denoising that one user's UTC day breaks, as known at the end of the run. A day that is not closed is "
+    "judged again, and listed again, by the next run.",
+    (c.USER_ID, c.DAY, c.RULE),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "whose day"),
+            _column(c.DAY, T.DateType(), "UTC day of the events"),
+            _column(
+                c.RULE, _STRING, "events_per_day, events_per_minute or hours_per_day (each makes a bot), or capped"
+            ),
+            _column(
+                c.VALUE,
+                _LONG,
+                "what was measured: distinct events of the day (events_per_day, capped), events of its busiest minute, "
+                "or hours with an event",
+            ),
+            _column(
+                c.EVENTS, _LONG, "events of the day that are taken out, the same for each rule it breaks: of a bot all"
+            ),
+            _column(c.CLOSED, T.BooleanType(), "no late event may come any more: value and events are final"),
         ]
     ),
 )
@@ -271,6 +308,8 @@ SIMULATED_TRUTH = Contract(
 CONTRACTS = (
     EVENTS,
     REJECTED_EVENTS,
+    FLAGGED_USERS,
+    HELD_EVENTS,
     SESSIONS,
     OPEN_SESSIONS,
     HISTORIES,

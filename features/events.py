@@ -21,6 +21,7 @@ UNKNOWN_ACTION = "unknown_action"
 FUTURE_TIME = "future_time"
 AFTER_RUN = "after_run"
 TOO_LATE = "too_late"
+BOUNCE = "bounce"
 
 # Counters of a run
 ROWS_READ, ROWS_REFUSED, WITH_CATEGORY = "rows_read", "rows_refused", "rows_with_category"
@@ -37,6 +38,7 @@ class CleaningSpec(BaseModel):
     min_date: date = Field(description="events before this UTC day are refused as time_out_of_range")
     future_tolerance_s: int = Field(ge=0, description="how far event_time may lie after ingest_time")
     unknown_action: str = Field(pattern=r"^(reject|view)$", description="reject, or count it as a view")
+    min_dwell_s: float = Field(0.0, ge=0, description="a view of fewer seconds is refused as bounce; 0: none is")
     # Not dumped, so that no configuration hash and no bundle depends on where the key lies.
     pseudonym_key_file: str | None = Field(None, exclude=True, description="key of the user ids' pseudonyms")
 
@@ -59,7 +61,8 @@ def parse_events(raw: DataFrame, source: SourceMap, spec: CleaningSpec, days: Ru
     """Every row of the log as the columns of `events_v1` plus REASON (null for a good row) and RAW (the row, whole).
 
     An event's arrival day is the day of its ingest_time, else its own, but not before the run's first day. It is
-    TOO_LATE when its own day lies more than `days.lateness_days` before its arrival.
+    TOO_LATE when its own day lies more than `days.lateness_days` before its arrival. A view is a BOUNCE when its known
+    dwell time lies below `spec.min_dwell_s`; what is no number of seconds, or below 0, is not known.
     event_id: order * 2^20 + hash where the log has an order (0 to 2^43, else MALFORMED_ROW); else the hash of user,
     item, category, action and time, and of the log's own id where it has ids. Two rows with one id are one event.
     """
@@ -73,6 +76,9 @@ def parse_events(raw: DataFrame, source: SourceMap, spec: CleaningSpec, days: Ru
         ingest_time = to_time(named[c.INGEST_TIME], source.time_unit, kinds[source.columns[c.INGEST_TIME]])
     action = _canonical_action(named.get(c.ACTION), source, spec)
 
+    extra = []
+    if _looks_at_dwell(source, spec):
+        extra = [F.trim(named[c.DWELL_S].cast("string")).cast("double").alias(c.DWELL_S)]
     parsed = raw.select(
         F.nullif(user, F.lit("")).alias(c.USER_ID),
         F.nullif(item, F.lit("")).alias(c.ITEM_ID),
@@ -84,6 +90,7 @@ def parse_events(raw: DataFrame, source: SourceMap, spec: CleaningSpec, days: Ru
         (named[c.EVENT_ID].cast("string") if c.EVENT_ID in named else F.lit(None).cast("string")).alias("_own_id"),
         _whole_row(raw).alias(c.RAW),
         F.col(CORRUPT).isNotNull().alias("_torn"),
+        *extra,
     )
     return parsed.select(
         c.USER_ID,
@@ -142,7 +149,7 @@ def _reason(source: SourceMap, spec: CleaningSpec, days: RunDays) -> Column:
     no_order = ~F.coalesce(F.col("_order").between(0, _MAX_ORDER - 1), F.lit(False)) if source.order else F.lit(False)
     no_ingest = ingest.isNull() if c.INGEST_TIME in source.columns else F.lit(False)
     tolerance = F.expr(f"INTERVAL {spec.future_tolerance_s} SECONDS")
-    return (
+    reason = (
         F.when(F.col("_torn") | no_order, MALFORMED_ROW)
         .when(F.col(c.USER_ID).isNull(), NO_USER)
         .when(F.col(c.ITEM_ID).isNull(), NO_ITEM)
@@ -153,6 +160,15 @@ def _reason(source: SourceMap, spec: CleaningSpec, days: RunDays) -> Column:
         .when(arrival_day > F.lit(days.last), AFTER_RUN)
         .when(event_day < F.date_sub(arrival_day, days.lateness_days), TOO_LATE)
     )
+    if _looks_at_dwell(source, spec):
+        dwell = F.col(c.DWELL_S)
+        short = (dwell >= 0) & (dwell < spec.min_dwell_s)
+        reason = reason.when((F.col(c.ACTION) == c.ACTIONS[0]) & short, BOUNCE)
+    return reason
+
+
+def _looks_at_dwell(source: SourceMap, spec: CleaningSpec) -> bool:
+    return c.DWELL_S in source.columns and spec.min_dwell_s > 0
 
 
 def _whole_row(raw: DataFrame) -> Column:

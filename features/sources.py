@@ -14,7 +14,7 @@ from features.contracts import ContractError
 
 CORRUPT = "_corrupt_row"
 _REQUIRED = (c.USER_ID, c.ITEM_ID, c.EVENT_TIME)
-_OPTIONAL = (c.CATEGORY_ID, c.ACTION, c.INGEST_TIME, c.EVENT_ID)
+_OPTIONAL = (c.CATEGORY_ID, c.ACTION, c.INGEST_TIME, c.EVENT_ID, c.DWELL_S)
 # Microseconds of the years 1 to 9999, which Spark, Arrow and Python can all hold.
 _FIRST_US, _LAST_US = -62_135_596_800 * c.MICROS, 253_402_300_800 * c.MICROS - 1
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 from pyspark.sql import SparkSession
 
 from features.contracts import (
+    FLAGGED_USERS,
     OPEN_SESSIONS,
     REJECTED_EVENTS,
     SCORES,
@@ -193,6 +194,7 @@ def _report(result: EvaluationResult, words: Sequence[str], store: Store, last: 
         (f"{store.root}/{SESSIONS.name}", "finished sessions"),
         (store.path(OPEN_SESSIONS.name, last), "sessions that may still grow"),
         (store.path(REJECTED_EVENTS.name, last), "refused rows with their reasons"),
+        (store.path(FLAGGED_USERS.name, last), "days of bots and heavy users, taken out"),
         (store.path(VOCABULARY.name, last), "ids of items and categories"),
         (store.path(SEQUENCES.name, last), "every user's latest events, encoded"),
         (store.path(TRAINING_SEQUENCES.name, last), "windows for training and evaluation"),

@@ -1,59 +1,106 @@
 """Sessions as Parquet files that the tasks write themselves: nested rows never go back through the JVM."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from features import columns as c
-from features.contracts import SESSIONS
-from features.sessions import CutRules, digest_of, sessions_of
+from features.contracts import FLAGGED_USERS, HELD_EVENTS, SESSIONS, Contract
+from features.denoising import OFF, DenoisingSpec
+from features.sessions import Cut, CutRules, denoised_sessions, digest_of
 from jobs.store import Store
 
 _ROWS_PER_GROUP = 131_072
-_WRITTEN = "path string, events long, digest string"
-_WRITTEN_ARROW = pa.schema([("path", pa.string()), ("events", pa.int64()), ("digest", pa.string())])
+_FINISHED, _OPEN, _HELD, _FLAGGED, _BOTS = "finished", "open", "held", "flagged", "bots"
+_USERS, _CAPPED, _BURST, _DISTINCT = "users", "capped", "burst", "distinct"  # counted, no file
+_CONTRACTS: dict[str, Contract] = {_FINISHED: SESSIONS, _OPEN: SESSIONS, _HELD: HELD_EVENTS, _FLAGGED: FLAGGED_USERS}
+_WRITTEN = "kind string, path string, n long, digest string"
+_WRITTEN_ARROW = pa.schema([("kind", pa.string()), ("path", pa.string()), ("n", pa.int64()), ("digest", pa.string())])
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Where the finished and open sessions of a run lie, before they are published; their events and digest."""
+    """Where the tables of a run lie before they are published, and what became of its events.
+
+    Of `distinct` events `events` are in sessions (`events_open` of these in open ones) and `events_held` are held back;
+    the flagged, capped and burst ones are gone. `digest` is of the events in sessions and those held back.
+    """
 
     finished: str
     opened: str
+    held: str
+    flagged: str
     events: int
     events_open: int
+    events_held: int
+    events_flagged: int
+    events_capped: int
+    events_burst: int
+    distinct: int
+    flagged_users: int
     digest: str
 
 
-def write_sessions(by_user: DataFrame, rules: CutRules, store: Store, folder: str) -> Staged:
+def write_sessions(
+    by_user: DataFrame,
+    rules: CutRules,
+    store: Store,
+    folder: str,
+    denoising: DenoisingSpec = OFF,
+    rejected: str | None = None,
+) -> Staged:
     """Cut the events of each partition into sessions and write them below an empty folder.
 
-    by_user: `events_by_user`. A file is kept only if the attempt that wrote it is the one that Spark counted: what a
-    lost or repeated task left behind is removed.
+    by_user: `events_by_user`. rejected: empty folder that bots' events are written into (default: below `folder`). A
+    file is kept only if the attempt that wrote it is the one that Spark counted: what a lost or repeated task left
+    behind is removed.
     """
-    finished, opened = f"{folder}/finished", f"{folder}/open"
-    for path in (finished, opened):
+    places = {kind: f"{folder}/{kind}" for kind in _CONTRACTS} | {_BOTS: rejected or f"{folder}/{_BOTS}"}
+    for path in places.values():
         store.fs.makedirs(path, exist_ok=True)
-    written = by_user.mapInArrow(partial(_write_partition, rules=rules, places=(finished, opened)), _WRITTEN).collect()
-    events = {row["path"]: int(row["events"]) for row in written}
-    for path in (finished, opened):
-        store.keep_only(path, events)
-        store.write_empty(SESSIONS, path)
-    by_state = [sum(n for path, n in events.items() if path.startswith(place)) for place in (finished, opened)]
+    task = partial(_write_partition, rules=rules, denoising=denoising, places=places)
+    written = by_user.mapInArrow(task, _WRITTEN).collect()
+    counted = {row["path"] for row in written}
+    for kind, place in places.items():
+        store.keep_only(place, counted)
+        if kind in _CONTRACTS:
+            store.write_empty(_CONTRACTS[kind], place)
+    n: Counter[str] = Counter()
+    for row in written:
+        n[row["kind"]] += int(row["n"])
     digest = sum(int(row["digest"], 16) for row in written) % (1 << 64)
-    return Staged(finished, opened, sum(by_state), by_state[1], f"{digest:016x}")
+    return Staged(
+        places[_FINISHED],
+        places[_OPEN],
+        places[_HELD],
+        places[_FLAGGED],
+        events=n[_FINISHED] + n[_OPEN],
+        events_open=n[_OPEN],
+        events_held=n[_HELD],
+        events_flagged=n[_BOTS],
+        events_capped=n[_CAPPED],
+        events_burst=n[_BURST],
+        distinct=n[_DISTINCT],
+        flagged_users=n[_USERS],
+        digest=f"{digest:016x}",
+    )
 
 
 def _write_partition(
-    batches: Iterator[pa.RecordBatch], rules: CutRules, places: tuple[str, str]
+    batches: Iterator[pa.RecordBatch], rules: CutRules, denoising: DenoisingSpec, places: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
-    """Write the sessions of one partition → path, number of events and digest of each file. Held whole."""
+    """Write what comes of one partition → kind, path, number of events and digest of each file. Held whole.
+
+    What is counted and not written is a row without a path.
+    """
     held = [batch for batch in batches if batch.num_rows]
     if not held:
         return
@@ -61,16 +108,25 @@ def _write_partition(
     del held
     context = TaskContext.get()
     name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}.parquet" if context else "part.parquet"
-    paths, counts, digests = [], [], []
-    for sessions, place in zip(sessions_of(events, rules), places, strict=True):
-        if sessions.num_rows:
-            _write(sessions, f"{place}/{name}")
-            paths.append(f"{place}/{name}")
-            counts.append(int(sessions[c.N_EVENTS].to_numpy().sum()))
-            digests.append(f"{digest_of(sessions):x}")
-    yield from pa.table([paths, counts, digests], schema=_WRITTEN_ARROW).to_batches()
+    cut = denoised_sessions(events, rules, denoising)
+    tables = (cut.finished, cut.opened, cut.held, cut.flagged, cut.bots)
+    rows: list[tuple[str, str | None, int, str]] = []
+    for kind, table in zip((_FINISHED, _OPEN, _HELD, _FLAGGED, _BOTS), tables, strict=True):
+        if table.num_rows:
+            path = f"{places[kind]}/{_BOTS}-{name}" if kind == _BOTS else f"{places[kind]}/{name}"
+            _write(table, path)
+            is_event_kept = kind in (_FINISHED, _OPEN, _HELD)
+            n_rows = int(table[c.N_EVENTS].to_numpy().sum()) if kind in (_FINISHED, _OPEN) else table.num_rows
+            rows.append((kind, path, n_rows, f"{digest_of(table):x}" if is_event_kept else "0"))
+    rows += [(kind, None, n, "0") for kind, n in _counts(cut).items()]
+    yield from pa.table([list(column) for column in zip(*rows, strict=True)], schema=_WRITTEN_ARROW).to_batches()
 
 
-def _write(sessions: pa.Table, path: str) -> None:
+def _counts(cut: Cut) -> dict[str, int]:
+    n_users = pc.count_distinct(cut.flagged[c.USER_ID]).as_py()  # each user is in one partition
+    return {_USERS: n_users, _CAPPED: cut.n_capped, _BURST: cut.n_burst, _DISTINCT: cut.n_distinct}
+
+
+def _write(table: pa.Table, path: str) -> None:
     with fsspec.open(path, "wb") as file:
-        pq.write_table(sessions, file, row_group_size=_ROWS_PER_GROUP, compression="snappy", store_schema=False)
+        pq.write_table(table, file, row_group_size=_ROWS_PER_GROUP, compression="snappy", store_schema=False)

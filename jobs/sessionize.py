@@ -10,10 +10,19 @@ from typing import Any
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
+from pyspark.sql import functions as F
 
 from features import columns as c
 from features.categories import with_categories
-from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, ContractError
+from features.contracts import (
+    FLAGGED_USERS,
+    HELD_EVENTS,
+    OPEN_SESSIONS,
+    REJECTED_EVENTS,
+    SESSIONS,
+    ContractError,
+)
+from features.denoising import BOT
 from features.events import (
     ROWS_READ,
     ROWS_REFUSED,
@@ -45,6 +54,8 @@ from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
 _CARRIED_GROWTH = 4  # open sessions unpack to about this many times their bytes in Parquet (as in jobs/sequences.py)
+# Counters of denoising. Flagged, capped and burst events are gone for good, held ones are not.
+DENOISED = ("flagged_users", "events_flagged", "events_capped", "events_burst", "events_held")
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,11 @@ class Sessionized:
     duplicates: int
     n_sessions: int
     n_open: int
+    flagged_users: int
+    events_flagged: int
+    events_capped: int
+    events_burst: int
+    events_held: int
 
 
 def sessionize(
@@ -69,7 +85,9 @@ def sessionize(
     bootstrap: bool,
     categories: Sequence[str] = (),
 ) -> Sessionized:
-    """Write sessions_v1, open_sessions_v1 and rejected_events_v1 of the run; their partition is its last day.
+    """Write sessions_v1, open_sessions_v1, rejected_events_v1, flagged_users_v1 and held_events_v1 of the run.
+
+    Their partition is its last day.
 
     inputs: files or folders of the raw log; `{date}` stands for each day of the run.
     categories: files with the items' categories, as the source map describes them; `{date}` is the last day.
@@ -82,19 +100,22 @@ def sessionize(
     key = load_key(settings.cleaning.pseudonym_key_file)
     days = RunDays(first_day, last_day, settings.sessions.lateness_days)
     lineage_inputs: dict[str, str] = {KEY_INPUT: key.fingerprint} if key else {}
-    carried, n_carried, carried_bytes = None, 0, 0
+    carried, held, n_carried, carried_bytes = None, None, 0, 0
     if not bootstrap:
         yesterday = _open_sessions_before(store, first_day)
         check_same_key(yesterday, key)
         carried = store.read(spark, OPEN_SESSIONS, yesterday.dt, "jobs/sessionize.py")
-        n_carried = int(yesterday.counters["events_open"])
-        carried_bytes = sum(int(file["bytes"]) for file in yesterday.files)
+        n_carried = int(yesterday.counters["events_open"]) + int(yesterday.counters["events_held"])
         lineage_inputs[f"{OPEN_SESSIONS.name}/{yesterday.dt}"] = yesterday.hash
+        held_then = _held_events_of(store, yesterday)
+        held = store.read(spark, HELD_EVENTS, yesterday.dt, "jobs/sessionize.py") if held_then.rows else None
+        carried_bytes = sum(int(file["bytes"]) for file in [*yesterday.files, *held_then.files])
+        lineage_inputs[f"{HELD_EVENTS.name}/{yesterday.dt}"] = held_then.hash
     paths, n_bytes = find_inputs(store, inputs, first_day, last_day)
     lineage_inputs |= {path: str(size) for path, size in n_bytes.items()}
     category_paths, category_bytes = find_inputs(store, categories, last_day, last_day, "--categories")
     lineage_inputs |= {path: str(size) for path, size in category_bytes.items()}
-    hashed = config_hash(settings.cleaning, settings.sessions, source)
+    hashed = config_hash(settings.cleaning, settings.sessions, settings.denoising, source)
 
     try:
         of_items = load_categories(spark, source, category_paths)
@@ -109,12 +130,13 @@ def sessionize(
             settings.sessions.partition_mib,
             spark.sparkContext.defaultParallelism,
         )
-        by_user = events_by_user(good_events(counted), carried, n_partitions)
+        by_user = events_by_user(good_events(counted), carried, n_partitions, held)
         folder = store.staging(SESSIONS.name, last_day)
-        staged = write_sessions(by_user, CutRules.of(settings.sessions, last_day), store, folder)
+        refused = store.staging(REJECTED_EVENTS.name, last_day)
+        rules = CutRules.of(settings.sessions, last_day)
+        staged = write_sessions(by_user, rules, store, folder, settings.denoising, refused)
         found = observed.get
         counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
-        refused = store.staging(REJECTED_EVENTS.name, last_day)
         rejected: dict[str, int] = {}
         if counters[ROWS_REFUSED]:
             rejected = _write_rejected(spark, parsed, refused, n_partitions)
@@ -135,31 +157,41 @@ def sessionize(
         )
     accepted = counters[ROWS_READ] - counters[ROWS_REFUSED]
     counters |= {f"rejected_{reason}": n for reason, n in rejected.items()}
+    if staged.events_flagged:
+        counters[f"rejected_{BOT}"] = staged.events_flagged
     counters |= {"events": staged.events, "events_open": staged.events_open, "digest": staged.digest}
-    counters["duplicates"] = accepted + n_carried - staged.events
+    counters |= {name: getattr(staged, name) for name in DENOISED}
+    counters["duplicates"] = accepted + n_carried - staged.distinct
     lineage = Lineage(lineage_inputs, hashed, counters)
     # Rejected rows first and open sessions last: tomorrow's run starts only from a day that is complete.
     store.retract(OPEN_SESSIONS, last_day)
     store.publish(REJECTED_EVENTS, last_day, refused, lineage)
+    store.publish(FLAGGED_USERS, last_day, staged.flagged, lineage)
+    store.publish(HELD_EVENTS, last_day, staged.held, lineage, c.EVENT_TIME)
     finished = store.publish(SESSIONS, last_day, staged.finished, lineage, c.SESSION_START)
     opened = store.publish(OPEN_SESSIONS, last_day, staged.opened, lineage, c.SESSION_START)
     store.fs.rm(folder, recursive=True)
-    return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows)
+    denoised = {name: counters[name] for name in DENOISED}
+    return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows, **denoised)
 
 
 def unpacked_bytes(log: Mapping[str, int], carried: int) -> int:
     """About how large the input of a run is as text, by which its shuffle is cut into partitions.
 
-    log: bytes of each file of the raw log. carried: bytes of yesterday's open_sessions_v1.
+    log: bytes of each file of the raw log. carried: bytes of yesterday's open_sessions_v1 and held_events_v1.
     """
     of_log = sum(n_bytes * (_GZIP_GROWTH if path.endswith(".gz") else 1) for path, n_bytes in log.items())
     return of_log + carried * _CARRIED_GROWTH
 
 
 def _write_rejected(spark: SparkSession, parsed: DataFrame, folder: str, n_partitions: int) -> dict[str, int]:
-    """Write the refused rows, read from the log a second time → rows by reason."""
-    rejected_events(parsed).coalesce(n_partitions).write.parquet(folder)
-    by_reason = spark.read.parquet(folder).groupBy(c.REASON).count().orderBy(c.REASON).collect()
+    """Add the refused rows, read from the log a second time, to a folder → rows by reason.
+
+    Bots' events lie in the folder already and are not counted: they are no rows of the log.
+    """
+    rejected_events(parsed).coalesce(n_partitions).write.mode("append").parquet(folder)
+    rows = spark.read.schema(REJECTED_EVENTS.schema).parquet(folder).where(F.col(c.REASON) != BOT)
+    by_reason = rows.groupBy(c.REASON).count().orderBy(c.REASON).collect()
     return {row[c.REASON]: int(row["count"]) for row in by_reason}
 
 
@@ -171,6 +203,17 @@ def _open_sessions_before(store: Store, first_day: date) -> Manifest:
             f"{error} Sessions are carried from day to day, so {first_day} cannot start without them; pass "
             f"--bootstrap if {first_day} is the first day of the log."
         ) from None
+
+
+def _held_events_of(store: Store, yesterday: Manifest) -> Manifest:
+    """Manifest of the events held back by the run that left the open sessions of `yesterday`."""
+    held = store.check(HELD_EVENTS, yesterday.dt, "jobs/sessionize.py")
+    if (held.inputs, held.config_hash, held.counters) != (yesterday.inputs, yesterday.config_hash, yesterday.counters):
+        raise ContractError(
+            f"{HELD_EVENTS.name} and {OPEN_SESSIONS.name} of {yesterday.dt} come from different runs. Run "
+            f"jobs/sessionize.py for {yesterday.dt} again."
+        )
+    return held
 
 
 def main(argv: Sequence[str]) -> int:
@@ -218,9 +261,19 @@ def summary(done: Sessionized) -> str:
     """One line for people."""
     refused: dict[str, Any] = {reason: f"{n:,}" for reason, n in done.rejected.items()}
     why = f" ({', '.join(f'{reason} {n}' for reason, n in refused.items())})" if refused else ""
+    noise = {
+        "flagged for good": done.events_flagged,
+        "capped": done.events_capped,
+        "in bursts": done.events_burst,
+        "held until their day is complete": done.events_held,
+    }
+    taken = ", ".join(f"{n:,} {name}" for name, n in noise.items() if n)
+    users = f"; {done.flagged_users:,} users flagged" if done.flagged_users else ""
+    denoised = f"{users}; events taken out: {taken}" if taken else ""
     return (
         f"{done.rows_read:,} rows read, {sum(done.rejected.values()):,} refused{why}, {done.duplicates:,} duplicates; "
         f"{done.n_sessions:,} sessions finished, {done.n_open:,} still open"
+        f"{denoised}"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from features.denoising import DenoisingSpec
 from features.events import CleaningSpec
 from features.scoring import ScoringSpec
 from features.sequences import SequencesSpec
@@ -32,6 +33,7 @@ class Settings(BaseModel):
 
     simulation: SimulationSpec
     cleaning: CleaningSpec
+    denoising: DenoisingSpec
     sessions: SessionsSpec
     vocabulary: VocabularySpec
     sequences: SequencesSpec
