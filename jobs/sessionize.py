@@ -53,7 +53,7 @@ from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
-_CARRIED_GROWTH = 4  # open sessions unpack to about this many times their bytes in Parquet (as in jobs/sequences.py)
+_CARRIED_GROWTH = 4  # text against Parquet, rather too much than too little: then the partitions are smaller
 # Counters of denoising. Flagged, capped and burst events are gone for good, held ones are not.
 DENOISED = ("flagged_users", "events_flagged", "events_capped", "events_burst", "events_held")
 
