@@ -25,6 +25,7 @@ from jobs.settings import Settings, config_hash
 from jobs.store import Lineage, Manifest, Store, code_version
 
 _EVENT_GROWTH = 4  # an event in memory against its compressed bytes
+_TASKS_A_CORE = 2  # buckets fall on tasks by hash, some get more: smaller tasks even that out
 _SESSIONIZE, _SEQUENCES = "jobs/sessionize.py", "jobs/sequences.py"
 
 
@@ -57,7 +58,8 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
         n_bytes += _bytes(night.histories)
     known = night.histories
     n_buckets = int(known.counters["buckets"]) if known else buckets_for(n_bytes * _EVENT_GROWTH, spec.partition_mib)
-    n_partitions = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, spark.sparkContext.defaultParallelism)
+    least = _TASKS_A_CORE * spark.sparkContext.defaultParallelism
+    n_partitions = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, least)
 
     staged = store.staging(SEQUENCES.name, date)
     histories = store.staging(HISTORIES.name, date) if night.writes_histories else None
