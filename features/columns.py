@@ -27,9 +27,6 @@ SESSION_END = "session_end"
 N_EVENTS = "n_events"
 EVENTS = "events"
 
-# Histories
-BUCKET = "bucket"
-
 # Vocabulary
 KIND = "kind"
 TOKEN = "token"

@@ -167,7 +167,7 @@ OPEN_SESSIONS = Contract(
 HISTORIES = Contract(
     "histories_v1",
     "One event of a user's kept past: finished sessions up to the day. `bucket-NNNNN.parquet` holds the users with "
-    "pmod(xxhash64(user_id), counters.buckets) = NNNNN, each user's rows together, ordered by (event_time, event_id). "
+    "pmod(hash(user_id), counters.buckets) = NNNNN, each user's rows together, ordered by (event_time, event_id). "
     "Written on days of compaction only; in between, the sessions of each run are what came on top.",
     (c.USER_ID, c.EVENT_ID),
     T.StructType([_column(c.USER_ID, _STRING, "whose event"), *EVENT_FIELDS]),

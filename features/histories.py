@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyspark.sql import Column
-from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import HISTORIES
@@ -23,9 +21,53 @@ TokenIds = Callable[[Mapping[str, pa.Array]], Mapping[str, NDArray[np.int32]]]
 _WHOLE_PAST_US = np.iinfo(np.int64).max  # no silence is longer: order_events then cuts between users only
 
 
-def bucket_of(n_buckets: int) -> Column:
-    """The bucket of a row's user, 0 to n_buckets - 1."""
-    return F.pmod(F.xxhash64(c.USER_ID), F.lit(n_buckets)).cast("int").alias(c.BUCKET)
+def buckets_of(users: pa.Array, n_buckets: int) -> NDArray[np.int64]:
+    """The bucket of each user: pmod(hash(user_id), n_buckets), as Spark computes it. users: [u] text → [u]."""
+    buckets: NDArray[np.int64] = spark_hash(users).astype(np.int64) % n_buckets
+    return buckets
+
+
+def spark_hash(texts: pa.Array) -> NDArray[np.int32]:
+    """Spark's `hash` of texts: MurmurHash3_x86_32, seed 42, but each of the last bytes mixed in as a word of its own.
+
+    texts: [u] → [u]. Appleby, MurmurHash3, 2011; Spark: Murmur3_x86_32.hashUnsafeBytes.
+    """
+    octets = [text.encode() for text in texts.to_pylist()]
+    n_bytes = np.array([len(text) for text in octets], np.int64)
+    width = -(-int(n_bytes.max(initial=0)) // 4) * 4
+    table = np.frombuffer(b"".join(text.ljust(width, b"\0") for text in octets), np.uint8).reshape(len(octets), width)
+    words = np.ascontiguousarray(table).view("<u4")
+    state = np.full(len(octets), 42, np.uint32)
+    for k in range(width // 4):
+        state = np.where(4 * (k + 1) <= n_bytes, _mixed_in(state, words[:, k]), state)
+    for k in range(width):
+        is_rest = (k >= n_bytes // 4 * 4) & (k < n_bytes)
+        if is_rest.any():
+            state = np.where(is_rest, _mixed_in(state, table[:, k].astype(np.int8).astype(np.uint32)), state)
+    state = state ^ n_bytes.astype(np.uint32)
+    state = (state ^ (state >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    state = (state ^ (state >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return (state ^ (state >> np.uint32(16))).view(np.int32)
+
+
+def _mixed_in(state: NDArray[np.uint32], word: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """One round of MurmurHash3_x86_32. [u] each → [u]."""
+    word = _rotated(word * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+    return _rotated(state ^ word, 13) * np.uint32(5) + np.uint32(0xE6546B64)
+
+
+def _rotated(word: NDArray[np.uint32], n_bits: int) -> NDArray[np.uint32]:
+    return (word << np.uint32(n_bits)) | (word >> np.uint32(32 - n_bits))
+
+
+def flattened(sessions: pa.Table) -> pa.Table:
+    """The events of sessions as EVENT_COLUMNS, in their order. sessions: user_id and events."""
+    events = sessions[c.EVENTS].combine_chunks()
+    session = np.repeat(np.arange(len(events)), events.value_lengths().to_numpy())
+    fields = events.flatten()
+    columns = {c.USER_ID: _array(sessions, c.USER_ID).dictionary_encode().take(pa.array(session))}
+    columns |= {name: pc.struct_field(fields, name) for name in EVENT_COLUMNS if name != c.USER_ID}
+    return pa.table([columns[name] for name in EVENT_COLUMNS], names=EVENT_COLUMNS)
 
 
 def with_dictionaries(events: pa.Table) -> pa.Table:

@@ -17,8 +17,16 @@ def partitions_for(input_bytes: int, partition_mib: int, least: int) -> int:
 
 def buckets_for(event_bytes: int, bucket_mib: int) -> int:
     """Buckets of users, a power of two from 16, so that each holds about a quarter of `bucket_mib` or less."""
-    wanted = max(_FEWEST_BUCKETS, ceil(_ROOM_TO_GROW * event_bytes / (bucket_mib * _MIB)))
-    return 1 << (wanted - 1).bit_length()
+    return power_of_two(max(_FEWEST_BUCKETS, ceil(_ROOM_TO_GROW * event_bytes / (bucket_mib * _MIB))))
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two from `least`, which is 1 or more.
+
+    Of two such numbers one divides the other: users dealt to m places by a hash modulo m, and to n by the same hash
+    modulo n, meet in gcd(m, n) = min(m, n) groups.
+    """
+    return 1 << (least - 1).bit_length()
 
 
 @dataclass(frozen=True)

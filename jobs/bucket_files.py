@@ -1,6 +1,6 @@
 """What a task does with the buckets it holds: join past and new events, write histories and sequences by itself."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,16 +11,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyspark import TaskContext
-from pyspark.sql import DataFrame
+from pyspark.sql import SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import HISTORIES, SEQUENCES
-from features.histories import EVENT_COLUMNS, TEXT_COLUMNS, encoded, latest_events, of_users, with_dictionaries
+from features.histories import (
+    EVENT_COLUMNS,
+    TEXT_COLUMNS,
+    buckets_of,
+    encoded,
+    flattened,
+    latest_events,
+    of_users,
+    with_dictionaries,
+)
 from features.windows import scoring_rows
+from jobs.session_files import shard_of
 
-# What a row says of its user's events
-KIND = "_kind"
+# What a file of sessions says of its users
 EARLIER, NEW, OPEN, GONE = range(4)  # finished before the last layer, since then, open; open on the last layer's day
 
 _HISTORIES = to_arrow_schema(HISTORIES.schema)
@@ -34,7 +43,6 @@ _TEXT_AS_IDS = pa.schema(
         for field in _HISTORIES
     ]
 )
-_WRITTEN = "path string, rows long"
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class BucketPlan:
     """What is read, written and kept. histories: None where there are none yet, or none are to be written."""
 
     histories: str | None
+    n_buckets: int
     bucket_files: frozenset[str]
     new_histories: str | None
     sequences: str
@@ -53,54 +62,90 @@ class BucketPlan:
     end_us: int
 
 
-def write_buckets(rows: DataFrame, plan: BucketPlan) -> set[str]:
-    """Write the sequences, and with `new_histories` the histories, of all buckets → paths of the files that count.
+@dataclass(frozen=True)
+class Share:
+    """What one task holds: the users with pmod(hash(user_id), n) = k, where their sessions lie, and their buckets."""
 
-    rows: EVENT_COLUMNS, BUCKET and KIND, all rows of a bucket in one partition; a row without a user only says that its
-    bucket exists.
-    """
-    written = rows.mapInArrow(partial(_write_partition, plan=plan), _WRITTEN).collect()
-    return {row["path"] for row in written}
+    k: int
+    n: int
+    files: tuple[tuple[int, str], ...]  # (kind, path)
+    buckets: tuple[int, ...]
 
 
-def _write_partition(batches: Iterator[pa.RecordBatch], plan: BucketPlan) -> Iterator[pa.RecordBatch]:
-    held = [batch for batch in batches if batch.num_rows]
-    if not held:
-        return
-    rows = pa.Table.from_batches(held)
-    del held
-    counts: dict[str, int] = {}
-    kind = rows[KIND].to_numpy()
-    buckets = np.unique(rows[c.BUCKET].to_numpy())
-    has_user = rows[c.USER_ID].is_valid().to_numpy()
-    touched = pc.unique(rows[c.USER_ID].filter(pa.array((kind != EARLIER) & has_user)))
-    rows = rows.filter(pa.array((kind != GONE) & has_user))
-    finished, bucket = rows[KIND].to_numpy() != OPEN, rows[c.BUCKET].to_numpy()
-    events = with_dictionaries(rows.select(EVENT_COLUMNS)).cast(_TEXT_AS_IDS)
-    del rows
-    whole = plan.everyone or plan.new_histories is not None
-    past = {int(number): _read_bucket(plan, int(number), None if whole else touched) for number in buckets}
+def shares_of(files: Sequence[tuple[int, str]], n: int, n_buckets: int) -> list[Share]:
+    """All users dealt to n tasks. n, n_buckets: powers of two, n at most n_buckets; files: (kind, path) of sessions."""
+    shares = []
+    for k in range(n):
+        mine = [(kind, path) for kind, path in files if _meets(k, n, path)]
+        shares.append(Share(k, n, tuple(mine), tuple(range(k, n_buckets, n))))
+    return shares
+
+
+def write_buckets(spark: SparkSession, shares: Sequence[Share], plan: BucketPlan) -> set[str]:
+    """Write the sequences, and with `new_histories` the histories, of all users → paths of the files that count."""
+    tasks = spark.sparkContext.parallelize(shares, len(shares))
+    return set(tasks.flatMap(partial(_write_share, plan=plan)).collect())
+
+
+def _write_share(share: Share, plan: BucketPlan) -> list[str]:
+    written: list[str] = []
+    by_kind = {kind: _read_sessions(share, kind) for kind in (EARLIER, NEW, OPEN)}
+    gone = [_users_in(share, path) for kind, path in share.files if kind == GONE]
+    now = [pc.unique(by_kind[kind][c.USER_ID]).cast(pa.string()) for kind in (NEW, OPEN)]
+    touched = pc.unique(pa.chunked_array([*now, *gone], pa.string()))
+    finished = _joined(by_kind[EARLIER], by_kind[NEW])
+    users = None if plan.everyone or plan.new_histories is not None else touched
+    past = {number: _read_bucket(plan, number, users) for number in share.buckets}
     if plan.new_histories is not None:
-        new = np.flatnonzero(finished)
-        new = new[np.argsort(bucket[new], kind="stable")]
-        edges = np.searchsorted(bucket[new], np.append(buckets, buckets[-1] + 1))
-        for number, start, stop in zip(buckets, edges, edges[1:], strict=False):
-            _write_bucket(plan, int(number), past[int(number)], events.take(pa.array(new[start:stop])), counts)
-    of_all = _joined(*past.values(), events)
-    del past, events
-    scored = of_all if plan.everyone else of_users(of_all, touched)
-    _write_sequences(plan, scored, touched, counts)
-    yield from pa.table({"path": list(counts), "rows": list(counts.values())}).to_batches()
+        column = finished[c.USER_ID].combine_chunks()
+        bucket = buckets_of(column.dictionary, plan.n_buckets)[column.indices.to_numpy()]
+        order = np.argsort(bucket, kind="stable")
+        edges = np.searchsorted(bucket[order], [*share.buckets, plan.n_buckets])
+        for number, start, stop in zip(share.buckets, edges, edges[1:], strict=False):
+            _write_bucket(plan, number, past[number], finished.take(pa.array(order[start:stop])), written)
+    of_all = _joined(*past.values(), finished, by_kind[OPEN])
+    del past, finished, by_kind
+    _write_sequences(plan, share.k, of_all if plan.everyone else of_users(of_all, touched), touched, written)
+    return written
 
 
-def _write_bucket(plan: BucketPlan, number: int, past: pa.Table, new: pa.Table, counts: dict[str, int]) -> None:
+def _meets(k: int, n: int, path: str) -> bool:
+    """Whether a file of sessions may hold users of share k of n."""
+    shard, m = shard_of(path)
+    least = min(m, n)
+    return shard % least == k % least
+
+
+def _read_sessions(share: Share, kind: int) -> pa.Table:
+    """The events of the share's users in its files of one kind, `with_dictionaries`."""
+    tables = [_TEXT_AS_IDS.empty_table()]
+    for path in [path for of, path in share.files if of == kind]:
+        with fsspec.open(path, "rb") as file:
+            events = with_dictionaries(flattened(pq.ParquetFile(file).read(columns=[c.USER_ID, c.EVENTS])))
+        tables.append(of_users(events, _of_share(share, path, events[c.USER_ID].combine_chunks().dictionary)))
+    return _joined(*(table.cast(_TEXT_AS_IDS) for table in tables))
+
+
+def _users_in(share: Share, path: str) -> pa.Array:
+    with fsspec.open(path, "rb") as file:
+        users = pq.ParquetFile(file).read(columns=[c.USER_ID])[c.USER_ID]
+    return _of_share(share, path, pc.unique(users))
+
+
+def _of_share(share: Share, path: str, users: pa.Array) -> pa.Array:
+    """Those of the users in a file who belong to the share."""
+    _, m = shard_of(path)
+    return users if m >= share.n else users.filter(pa.array(buckets_of(users, share.n) == share.k))
+
+
+def _write_bucket(plan: BucketPlan, number: int, past: pa.Table, new: pa.Table, written: list[str]) -> None:
     """Write a bucket of the new histories: past events and new finished ones."""
     name = bucket_file(number)
     path = f"{plan.new_histories}/{name}"
     if name in plan.bucket_files and not new.num_rows:  # the file as it is
         fs, source = fsspec.core.url_to_fs(f"{plan.histories}/{name}")
         fs.cp_file(source, fsspec.core.url_to_fs(path)[1])
-        counts[path] = past.num_rows
+        written.append(path)
         return
     kept = latest_events(_joined(past, new), plan.keep)
     if not kept.num_rows:
@@ -115,7 +160,7 @@ def _write_bucket(plan: BucketPlan, number: int, past: pa.Table, new: pa.Table, 
             store_schema=False,
             dictionary_pagesize_limit=_BIGGEST_DICTIONARY,
         )
-    counts[path] = kept.num_rows
+    written.append(path)
 
 
 def _read_bucket(plan: BucketPlan, number: int, users: pa.Array | None) -> pa.Table:
@@ -137,7 +182,7 @@ def _joined(*parts: pa.Table) -> pa.Table:
     return with_dictionaries(pa.concat_tables(parts))
 
 
-def _write_sequences(plan: BucketPlan, events: pa.Table, touched: pa.Array, counts: dict[str, int]) -> None:
+def _write_sequences(plan: BucketPlan, k: int, events: pa.Table, touched: pa.Array, written: list[str]) -> None:
     rows = []
     if events.num_rows:
         coded = encoded(events, partial(_ids_in, plan.vocabulary))
@@ -151,10 +196,11 @@ def _write_sequences(plan: BucketPlan, events: pa.Table, touched: pa.Array, coun
     if not found.num_rows:
         return
     context = TaskContext.get()
-    name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}.parquet" if context else "part.parquet"
-    with fsspec.open(f"{plan.sequences}/{name}", "wb") as file:
+    attempt = context.taskAttemptId() if context else 0
+    path = f"{plan.sequences}/part-{k:05d}-{attempt}.parquet"
+    with fsspec.open(path, "wb") as file:
         pq.write_table(found, file, compression="snappy", store_schema=False)
-    counts[f"{plan.sequences}/{name}"] = found.num_rows
+    written.append(path)
 
 
 def _nothing_left(touched: pa.Array, with_rows: list[pa.ChunkedArray], length: int) -> pa.Table:

@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql import SparkSession
 
 from features import columns as c
 from features.contracts import HISTORIES, OPEN_SESSIONS, SEQUENCES, SESSIONS, VOCABULARY, ContractError
-from features.histories import EVENT_COLUMNS, bucket_of
-from features.partitions import buckets_for, partitions_for
-from features.sequences import cutoffs_for, flat_events
-from jobs.bucket_files import EARLIER, GONE, KIND, NEW, OPEN, BucketPlan, write_buckets
+from features.partitions import buckets_for, partitions_for, power_of_two
+from features.sequences import cutoffs_for
+from jobs.bucket_files import EARLIER, GONE, NEW, OPEN, BucketPlan, shares_of, write_buckets
 from jobs.encoded import latest_vocabulary, vocabulary_of
 from jobs.history import session_chain
 from jobs.layers import layers_of
@@ -25,7 +23,6 @@ from jobs.settings import Settings, config_hash
 from jobs.store import Lineage, Manifest, Store, code_version
 
 _EVENT_GROWTH = 4  # an event in memory against its compressed bytes
-_TASKS_A_CORE = 2  # buckets fall on tasks by hash, some get more: smaller tasks even that out
 _SESSIONIZE, _SEQUENCES = "jobs/sessionize.py", "jobs/sequences.py"
 
 
@@ -58,8 +55,8 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
         n_bytes += _bytes(night.histories)
     known = night.histories
     n_buckets = int(known.counters["buckets"]) if known else buckets_for(n_bytes * _EVENT_GROWTH, spec.partition_mib)
-    least = _TASKS_A_CORE * spark.sparkContext.defaultParallelism
-    n_partitions = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, least)
+    wanted = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, spark.sparkContext.defaultParallelism)
+    n_tasks = min(n_buckets, power_of_two(wanted))
 
     staged = store.staging(SEQUENCES.name, date)
     histories = store.staging(HISTORIES.name, date) if night.writes_histories else None
@@ -67,6 +64,7 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
         store.fs.makedirs(folder, exist_ok=True)
     plan = BucketPlan(
         histories=store.path(HISTORIES.name, known.dt) if known else None,
+        n_buckets=n_buckets,
         bucket_files=frozenset(str(file["path"]) for file in known.files) if known else frozenset(),
         new_histories=histories,
         sequences=staged,
@@ -77,8 +75,7 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
         gap_edges_s=spec.gap_edges_s,
         end_us=cutoffs_for(spec, date).end_us,
     )
-    rows = _rows(spark, store, night).select("*", bucket_of(n_buckets)).unionByName(_markers(spark, n_buckets), True)
-    written = write_buckets(rows.repartition(n_partitions, c.BUCKET), plan)
+    written = write_buckets(spark, shares_of(_files(store, night), n_tasks, n_buckets), plan)
     for folder in filter(None, (staged, histories)):
         store.keep_only(folder, written)
     store.write_empty(SEQUENCES, staged)
@@ -150,35 +147,18 @@ def _is_whole(store: Store, layer: Manifest) -> bool:
     return True
 
 
-def _rows(spark: SparkSession, store: Store, night: _Night) -> DataFrame:
-    """The events on top of the histories as EVENT_COLUMNS and KIND; users whose open sessions may have lost some."""
+def _files(store: Store, night: _Night) -> list[tuple[int, str]]:
+    """(kind, path) of every file of sessions on top of the histories, and of open ones that may have lost events."""
     below = night.layer.dt if night.layer else ""
-    parts = [(OPEN, flat_events(spark.read.schema(OPEN_SESSIONS.schema).parquet(_path(store, night.opened))))]
-    for kind, runs in (
-        (NEW, [run for run in night.runs if run.dt > below]),
-        (EARLIER, [run for run in night.runs if run.dt <= below]),
-    ):
-        if runs:
-            read = spark.read.schema(SESSIONS.schema).parquet(*(_path(store, run) for run in runs))
-            parts.append((kind, flat_events(read)))
+    kinds = [(NEW if run.dt > below else EARLIER, run) for run in night.runs] + [(OPEN, night.opened)]
     if night.layer:
-        opened = store.read(spark, OPEN_SESSIONS, below, _SESSIONIZE)
-        parts.append((GONE, opened.select(c.USER_ID)))
-    rows = None
-    for kind, events in parts:
-        marked = events.withColumn(KIND, F.lit(kind))
-        rows = marked if rows is None else rows.unionByName(marked, allowMissingColumns=True)
-    assert rows is not None
-    return rows.select(*EVENT_COLUMNS, KIND)
-
-
-def _markers(spark: SparkSession, n_buckets: int) -> DataFrame:
-    """One row for each bucket, so that a task holds it even where nothing is new."""
-    return spark.range(n_buckets).select(F.col("id").cast("int").alias(c.BUCKET), F.lit(EARLIER).alias(KIND))
-
-
-def _path(store: Store, manifest: Manifest) -> str:
-    return store.path(manifest.table, manifest.dt)
+        kinds.append((GONE, store.check(OPEN_SESSIONS, below, _SESSIONIZE)))
+    return [
+        (kind, f"{store.path(manifest.table, manifest.dt)}/{file['path']}")
+        for kind, manifest in kinds
+        for file in manifest.files
+        if file["rows"]
+    ]
 
 
 def _bytes(manifest: Manifest) -> int:

@@ -1,5 +1,6 @@
 """Sessions as Parquet files that the tasks write themselves: nested rows never go back through the JVM."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from features import columns as c
-from features.contracts import FLAGGED_USERS, HELD_EVENTS, SESSIONS, Contract
+from features.contracts import FLAGGED_USERS, HELD_EVENTS, SESSIONS, Contract, ContractError
 from features.denoising import OFF, DenoisingSpec
 from features.sessions import Cut, CutRules, denoised_sessions, digest_of
 from jobs.store import Store
@@ -51,6 +52,7 @@ class Staged:
 
 def write_sessions(
     by_user: DataFrame,
+    n_partitions: int,
     rules: CutRules,
     store: Store,
     folder: str,
@@ -59,14 +61,14 @@ def write_sessions(
 ) -> Staged:
     """Cut the events of each partition into sessions and write them below an empty folder.
 
-    by_user: `events_by_user`. rejected: empty folder that bots' events are written into (default: below `folder`). A
-    file is kept only if the attempt that wrote it is the one that Spark counted: what a lost or repeated task left
-    behind is removed.
+    by_user: `events_by_user`, in n_partitions, which the names of the files repeat (`shard_of`). rejected: empty folder
+    that bots' events are written into (default: below `folder`). A file is kept only if the attempt that wrote it is
+    the one that Spark counted: what a lost or repeated task left behind is removed.
     """
     places = {kind: f"{folder}/{kind}" for kind in _CONTRACTS} | {_BOTS: rejected or f"{folder}/{_BOTS}"}
     for path in places.values():
         store.fs.makedirs(path, exist_ok=True)
-    task = partial(_write_partition, rules=rules, denoising=denoising, places=places)
+    task = partial(_write_partition, n_partitions=n_partitions, rules=rules, denoising=denoising, places=places)
     written = by_user.mapInArrow(task, _WRITTEN).collect()
     counted = {row["path"] for row in written}
     for kind, place in places.items():
@@ -95,7 +97,11 @@ def write_sessions(
 
 
 def _write_partition(
-    batches: Iterator[pa.RecordBatch], rules: CutRules, denoising: DenoisingSpec, places: Mapping[str, str]
+    batches: Iterator[pa.RecordBatch],
+    n_partitions: int,
+    rules: CutRules,
+    denoising: DenoisingSpec,
+    places: Mapping[str, str],
 ) -> Iterator[pa.RecordBatch]:
     """Write what comes of one partition → kind, path, number of events and digest of each file. Held whole.
 
@@ -107,7 +113,8 @@ def _write_partition(
     events = pa.Table.from_batches(held)
     del held
     context = TaskContext.get()
-    name = f"part-{context.partitionId():05d}-{context.taskAttemptId()}.parquet" if context else "part.parquet"
+    assert context is not None
+    name = f"part-{context.partitionId():05d}-of-{n_partitions:05d}-{context.taskAttemptId()}.parquet"
     cut = denoised_sessions(events, rules, denoising)
     tables = (cut.finished, cut.opened, cut.held, cut.flagged, cut.bots)
     rows: list[tuple[str, str | None, int, str]] = []
@@ -120,6 +127,18 @@ def _write_partition(
             rows.append((kind, path, n_rows, f"{digest_of(table):x}" if is_event_kept else "0"))
     rows += [(kind, None, n, "0") for kind, n in _counts(cut).items()]
     yield from pa.table([list(column) for column in zip(*rows, strict=True)], schema=_WRITTEN_ARROW).to_batches()
+
+
+def shard_of(path: str) -> tuple[int, int]:
+    """Which users a file of sessions holds: those with pmod(hash(user_id), n) = k, as (k, n).
+
+    Raises:
+        ContractError: the name does not say so; the file is of an older version.
+    """
+    found = re.search(r"part-(\d+)-of-(\d+)-\d+\.parquet$", path)
+    if found is None:
+        raise ContractError(f"{path} does not say which users it holds. Run jobs/sessionize.py for its day again.")
+    return int(found.group(1)), int(found.group(2))
 
 
 def _counts(cut: Cut) -> dict[str, int]:

@@ -33,7 +33,7 @@ from features.events import (
     rejected_events,
     row_counters,
 )
-from features.partitions import partitions_for
+from features.partitions import partitions_for, power_of_two
 from features.pseudonyms import pseudonymous
 from features.sessions import CutRules, events_by_user
 from features.sources import SourceMap, read_log
@@ -125,16 +125,18 @@ def sessionize(
         observed = Observation("rows")
         events = parsed.drop(c.RAW) if of_items is None else with_categories(parsed.drop(c.RAW), of_items)
         counted = events.observe(observed, *(agg.alias(n) for n, agg in row_counters().items()))
-        n_partitions = partitions_for(
-            unpacked_bytes(n_bytes, carried_bytes),
-            settings.sessions.partition_mib,
-            spark.sparkContext.defaultParallelism,
+        n_partitions = power_of_two(
+            partitions_for(
+                unpacked_bytes(n_bytes, carried_bytes),
+                settings.sessions.partition_mib,
+                spark.sparkContext.defaultParallelism,
+            )
         )
         by_user = events_by_user(good_events(counted), carried, n_partitions, held)
         folder = store.staging(SESSIONS.name, last_day)
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         rules = CutRules.of(settings.sessions, last_day)
-        staged = write_sessions(by_user, rules, store, folder, settings.denoising, refused)
+        staged = write_sessions(by_user, n_partitions, rules, store, folder, settings.denoising, refused)
         found = observed.get
         counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
         rejected: dict[str, int] = {}

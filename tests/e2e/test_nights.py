@@ -134,7 +134,7 @@ def test_one_partition_or_many_give_the_same_rows(spark: SparkSession, settings:
         parsed = parse_events(read_log(spark, SOURCE, [log]), SOURCE, settings.cleaning, RunDays(FIRST, FIRST, 0))
         by_user = events_by_user(good_events(parsed), None, n_partitions)
         rules = CutRules.of(settings.sessions, FIRST)
-        staged = write_sessions(by_user, rules, Store(str(tmp_path)), f"{tmp_path}/{name}")
+        staged = write_sessions(by_user, n_partitions, rules, Store(str(tmp_path)), f"{tmp_path}/{name}")
         written = spark.read.parquet(staged.finished, staged.opened)
         assert len(list((tmp_path / name / "finished").glob("*.parquet"))) > n_partitions // 2
         results.append(sorted(str(row.asDict(recursive=True)) for row in written.collect()))

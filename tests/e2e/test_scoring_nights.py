@@ -1,7 +1,6 @@
 """Scoring sequences night by night, from histories and layers, against the whole log encoded at once."""
 
 import shutil
-from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import HISTORIES, SEQUENCES, SESSIONS
-from features.histories import EVENT_COLUMNS
-from jobs import bucket_files
-from jobs.bucket_files import GONE, KIND, BucketPlan
+from features.histories import buckets_of, spark_hash
+from jobs import histories
+from jobs.bucket_files import GONE, BucketPlan, _write_share, shares_of
 from jobs.histories import build_scoring_sequences
 from jobs.layers import earlier_layer, layers_of, read_sequences
 from jobs.sequences import build_sequences
@@ -78,7 +78,10 @@ def nights(
         sessionize(spark, settings, SOURCE, [log], str(root), day, day, bootstrap=day == FIRST)
         if day == FIRST:
             build_vocabulary(spark, settings, str(root), day)
-        made[day] = build_scoring_sequences(spark, settings, str(root), day)
+        with pytest.MonkeyPatch.context() as patch:
+            if day >= NIGHTS[3]:  # more tasks than the sessions have files, when histories are written and after
+                patch.setattr(histories, "partitions_for", lambda *_: 7)
+            made[day] = build_scoring_sequences(spark, settings, str(root), day)
     return root, made
 
 
@@ -163,19 +166,20 @@ def test_a_layer_under_which_the_day_was_run_again_is_refused(
 
 
 def test_of_a_user_without_events_a_row_of_length_0_is_left(tmp_path: Path) -> None:
-    write: Callable[..., Any] = bucket_files._write_partition
-    plan = BucketPlan(None, frozenset(), None, str(tmp_path), (), False, 7, 4, (60, 1800), 10**15)
-    empty = {name: pa.array([None], pa.string()) for name in (c.ITEM_ID, c.CATEGORY_ID, c.ACTION)}
-    columns = {
-        **empty,
-        c.USER_ID: pa.array(["ann"]),
-        c.EVENT_ID: pa.array([None], pa.int64()),
-        c.EVENT_TIME: pa.array([None], pa.timestamp("us", tz="UTC")),
-    }
-    row = pa.table(
-        [*(columns[name] for name in EVENT_COLUMNS), pa.array([GONE], pa.int32()), pa.array([3], pa.int32())],
-        names=[*EVENT_COLUMNS, KIND, c.BUCKET],
-    )
-    (written,) = write(iter(row.to_batches()), plan)
-    (found,) = pq.ParquetFile(written.to_pydict()["path"][0]).read().to_pylist()
-    assert (found[c.USER_ID], found[c.LENGTH], found[c.ITEM]) == ("ann", 0, [0, 0, 0, 0])
+    opened, folder = str(tmp_path / "part-00000-of-00001-0.parquet"), tmp_path / "sequences"
+    folder.mkdir()
+    pq.write_table(pa.table({c.USER_ID: ["ann", "ann", "bob"]}), opened)
+    plan = BucketPlan(None, 16, frozenset(), None, str(folder), (), False, 7, 4, (60, 1800), 10**15)
+    found = []
+    for share in shares_of([(GONE, opened)], 4, 16):
+        for path in _write_share(share, plan):
+            found += pq.ParquetFile(path).read().to_pylist()
+    assert sorted(row[c.USER_ID] for row in found) == ["ann", "bob"]
+    assert all((row[c.LENGTH], row[c.ITEM], row[c.SEEN_ITEMS]) == (0, [0, 0, 0, 0], []) for row in found)
+
+
+def test_buckets_are_those_of_sparks_hash(spark: SparkSession) -> None:
+    users = ["", "a", "ab", "abc", "abcd", "abcdé", "u12345678", "日本語", "x" * 41]
+    theirs = spark.createDataFrame([(user,) for user in users], "user string").select(F.hash("user")).collect()
+    assert spark_hash(pa.array(users)).tolist() == [row[0] for row in theirs]
+    assert set(buckets_of(pa.array(users), 4)) <= {0, 1, 2, 3}
