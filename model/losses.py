@@ -1,9 +1,9 @@
 """The losses, each one number per position; what is summed and divided by what is the caller's.
 
-Letters: P positions, V known ids (PAD and OOV left out), E embedding size, N negatives shared by a batch.
+Letters: P positions, V known ids (PAD and OOV left out), M rows scored, E embedding size, N negatives of a batch.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.network import Network, Tensor
+
+# Positions whose scores are held at a time: so many scores (2 MiB, they stay in a core's cache), but at least so many
+# positions, else adding up the rows' gradients would cost more than the scores do.
+_PIECE_SCORES, _PIECE_ROWS = 1 << 19, 256
 
 
 def full_softmax(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -28,23 +32,79 @@ def full_softmax(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Ten
     return tf.where(is_known, loss, 0.0)
 
 
-def sampled_softmax(
-    positive: Tensor, negative: Tensor, targets: Tensor, sampled: Tensor, log_expected: Tensor
+def log_partition(
+    answers: Tensor,
+    rows: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    own: Tensor | None = None,
+    skipped: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Cross-entropy against negatives that all positions share → [P]; 0 where the target is PAD or OOV.
+    """Weighted sum of log partition functions: Σ_p w_p · log(exp(own_p) + Σ_j exp(a_p·r_j + o_j)) → one number.
 
-    positive: [P] and negative: [P, N] logits; targets: [P] ids; sampled: [N] ids; log_expected: [N], log of how often
-    each id is expected among the N.
+    answers: [P, E]; rows: [M, E]; offset: [M]; weight: [P], a constant; own: [P] scores that count beside the rows;
+    skipped: ids [P] and ids [M], where they are equal the row does not count.
 
-    Formula: softplus(lse_j(s_j − log n_j) − s_y), over j ≠ y (accidental hits removed): log-sum-exp without joining
-    positive and negatives. n_j makes Σ exp(s_j)/n_j an unbiased estimate of the other ids' share of the partition
-    function (Bengio & Senécal 2008); the positive is always present, so it is not corrected (Khrylchenko et al. 2025).
-    At random weights: about log V. With every id sampled once and log_expected = 0 it equals `full_softmax`.
+    Positions are taken in pieces that stay in the cache, and a piece's gradients are made while its exponentials are at
+    hand, so no array of size P × M is ever written: what lies between the matrix multiplications costs little, and
+    memory does not grow with P × M. At zero scores: Σ w · log M, or log(M + 1) with `own`.
     """
-    hit = tf.cast(targets, sampled.dtype)[:, None] == sampled[None, :]
-    corrected = tf.where(hit, -np.inf, negative - log_expected[None, :])
-    loss = tf.math.softplus(tf.reduce_logsumexp(corrected, axis=-1) - positive)
-    return tf.where(targets >= c.FIRST_ID, loss, 0.0)
+    n_positions, n_rows = tf.shape(answers)[0], tf.shape(rows)[0]
+    piece = tf.maximum(_PIECE_ROWS, _PIECE_SCORES // n_rows)
+    n_pieces = (n_positions + piece - 1) // piece
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def total(answers: Tensor, rows: Tensor, offset: Tensor, own: Tensor) -> tuple[Tensor, Any]:
+        table = tf.concat([rows, offset[:, None]], axis=1)  # [M, E + 1]: the offset rides along in the product
+        width = table.shape[1]
+
+        def step(at: Tensor, loss: Tensor, d_table: Tensor, d_answers: Any, d_own: Any) -> tuple[Any, ...]:
+            part = slice(at * piece, at * piece + piece)
+            one = tf.ones_like(answers[part][:, :1])
+            asked = tf.concat([answers[part], one], axis=1)  # [p, E + 1]
+            scores = tf.matmul(asked, table, transpose_b=True)  # [p, M]
+            if skipped is not None:
+                scores = tf.where(skipped[0][part][:, None] == skipped[1][None, :], -np.inf, scores)
+            top = tf.reduce_max(scores, axis=1)  # [p]
+            if has_own:
+                top = tf.maximum(top, own[part])
+            share = tf.exp(scores - top[:, None])  # [p, M]
+            mass = tf.reduce_sum(share, axis=1)  # [p]
+            if has_own:
+                own_mass = tf.exp(own[part] - top)
+                mass += own_mass
+                d_own = d_own.write(at, weight[part] * own_mass / mass)
+            loss += tf.reduce_sum(weight[part] * (top + tf.math.log(mass)))
+            scale = (weight[part] / mass)[:, None]  # [p, 1]
+            d_table += tf.matmul(asked * scale, share, transpose_a=True)  # [E + 1, M], the small one transposed
+            return at + 1, loss, d_table, d_answers.write(at, scale * tf.matmul(share, rows)), d_own
+
+        pieces = [
+            tf.TensorArray(tf.float32, n_pieces, infer_shape=False, element_shape=shape)
+            for shape in ([None, width - 1], [None])
+        ]
+        first = (0, tf.constant(0.0), tf.zeros([width, n_rows]), *pieces)
+        _, loss, d_table, d_answers, d_own = tf.while_loop(
+            lambda at, *_: at < n_pieces, step, first, parallel_iterations=1
+        )
+        d_answers = d_answers.concat()
+        d_own = d_own.concat() if has_own else tf.zeros_like(own)
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
+            d_rows = upstream * d_table
+            return upstream * d_answers, tf.transpose(d_rows[:-1]), d_rows[-1], upstream * d_own
+
+        return loss, gradient
+
+    has_own = own is not None
+    return total(answers, rows, offset, own if has_own else tf.zeros([0]))
+
+
+class Negatives(NamedTuple):
+    """Ids [N] int32 that all positions of a batch share, and the log of how often each is expected among the N [N]."""
+
+    ids: Tensor
+    log_expected: Tensor
 
 
 class NegativeSampler:
@@ -58,11 +118,11 @@ class NegativeSampler:
         self._log_expected = tf.constant(np.log(share * negatives), tf.float32)  # [V]
         self._negatives = negatives
 
-    def draw(self, seed: Tensor) -> tuple[Tensor, Tensor]:
-        """One batch's negatives. seed: [2] int32 → ids [N] int32, log expected counts [N]."""
+    def draw(self, seed: Tensor) -> Negatives:
+        """One batch's negatives. seed: [2] int32."""
         points = tf.random.stateless_uniform([self._negatives], seed, dtype=tf.float64)
         index = tf.minimum(tf.searchsorted(self._cumulative, points, side="right"), self._cumulative.shape[0] - 1)
-        return index + c.FIRST_ID, tf.gather(self._log_expected, index)
+        return Negatives(index + c.FIRST_ID, tf.gather(self._log_expected, index))
 
 
 def head_loss(
@@ -71,15 +131,28 @@ def head_loss(
     answers: Tensor,
     targets: Tensor,
     smoothing: float,
-    sampler: NegativeSampler | None,
-    seed: Any,
+    negatives: Negatives | None,
 ) -> Tensor:
-    """Loss of one head at each position, by the softmax that fits its size. answers: [P, E]; targets: [P] → [P]."""
-    if sampler is None:
-        return full_softmax(network.logits(kind, answers), targets, smoothing)
-    sampled, log_expected = sampler.draw(seed)
-    rows, bias = network.output_rows(kind, sampled)  # [N, E], [N]
+    """Loss of one head, summed over its positions: sampled where there are negatives, else full. → one number.
+
+    answers: [P, E]; targets: [P] ids; PAD and OOV cost nothing.
+
+    Full: as `full_softmax`. Sampled: log(exp(s_y) + Σ_j exp(s_j − log n_j)) − s_y over negatives j ≠ y (accidental hits
+    removed). n_j, how often j is expected among the negatives, makes Σ exp(s_j)/n_j an unbiased estimate of the other
+    ids' share of the partition function (Bengio & Senécal 2008); the positive is always present, so it is not corrected
+    (Khrylchenko et al. 2025). At random weights both are about log V a position. With every id sampled once and n_j = 1
+    the two are equal.
+    """
+    weight = tf.cast(targets >= c.FIRST_ID, tf.float32)  # [P]
     own_rows, own_bias = network.output_rows(kind, targets)  # [P, E], [P]
-    positive = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias
-    negative = tf.matmul(answers, rows, transpose_b=True) + bias
-    return sampled_softmax(positive, negative, targets, sampled, log_expected)
+    own = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias  # [P]
+    if negatives is None:
+        rows, bias = network.output_table(kind)  # [V, E], [V]
+        loss = log_partition(answers, rows, bias, weight) - (1.0 - smoothing) * tf.reduce_sum(weight * own)
+        if smoothing > 0.0:
+            uniform = tf.linalg.matvec(answers, tf.reduce_mean(rows, axis=0)) + tf.reduce_mean(bias)  # [P]
+            loss -= smoothing * tf.reduce_sum(weight * uniform)
+        return loss
+    rows, bias = network.output_rows(kind, negatives.ids)  # [N, E], [N]
+    offset = bias - negatives.log_expected
+    return log_partition(answers, rows, offset, weight, own, (targets, negatives.ids)) - tf.reduce_sum(weight * own)

@@ -79,29 +79,30 @@ class Network:
         bias[c.FIRST_ID :] = np.log(known / known.sum())
         self._biases[kind].assign(bias)
 
-    def encode(self, channels: Mapping[str, Tensor], length: Tensor, seed: Tensor | None = None) -> Tensor:
-        """Hidden state after every position. channels: [B, L] each; length: [B] → [B, L, H].
+    def encode(self, channels: Mapping[str, Tensor], seed: Tensor | None = None) -> Tensor:
+        """Hidden state after every position. channels: [B, L] each, right-padded → [B, L, H].
 
-        With `seed` ([2] int32, stateless: the same seed drops the same units) dropout is on.
+        A state depends on nothing behind its position, so padding needs no mask: states there mean nothing, and nobody
+        reads them. With `seed` ([2] int32, stateless: the same seed drops the same units) dropout is on.
         """
-        mask = tf.sequence_mask(length, tf.shape(channels[c.ITEM])[1])  # [B, L], right-padded as cuDNN wants it
         hidden = tf.concat([self.embed(name, channels[name]) for name in c.CHANNELS], axis=-1)
         hidden = _dropped(hidden, self.spec.embedding_dropout, seed, 0)
         for index, cell in enumerate(self._cells):
-            hidden = cell(hidden, mask=mask)  # [B, L, H]
+            hidden = cell(hidden)  # [B, L, H]
             hidden = _dropped(hidden, self.spec.hidden_dropout, seed, 1 + index)
         return hidden
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
         """Rows of one channel's table. ids: any shape → that shape + [dim]."""
-        table = self._tables[name]
-        if self.is_sampled(name):
-            return tf.gather(table, ids)  # sparse gradient: only the touched rows
-        return _dense_lookup(table, ids)
+        return _lookup(self._tables[name], ids, self.is_sparse(name))
 
     def is_sampled(self, kind: str) -> bool:
         """Whether a kind is trained by sampled softmax: items, where there are more than the spec's limit."""
         return kind == c.ITEM and self.sizes.items > self.spec.full_softmax_max_items
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether the gradient of a table names the rows that a step touched, instead of holding every row."""
+        return self.is_sampled(name) and self.sizes.items >= self.spec.sparse_min_items
 
     def answer(self, kind: str, hidden: Tensor, query: Tensor) -> Tensor:
         """What a head looks for, as a vector of its embedding space. hidden: [P, H]; query: [P] → [P, E or C].
@@ -109,7 +110,7 @@ class Network:
         The query (is the next event in this session, in a new one, or unknown) scales and shifts each unit first:
         FiLM (Perez et al. 2018), started as the identity.
         """
-        asked = hidden * (1.0 + _dense_lookup(self._query_scale, query)) + _dense_lookup(self._query_shift, query)
+        asked = hidden * (1.0 + _lookup(self._query_scale, query)) + _lookup(self._query_shift, query)
         return tf.matmul(asked, self._projections[kind])
 
     def logits(self, kind: str, answers: Tensor) -> Tensor:
@@ -117,16 +118,20 @@ class Network:
         table, bias = self._tables[kind], self._biases[kind]
         return tf.matmul(answers, table[c.FIRST_ID :], transpose_b=True) + bias[c.FIRST_ID :]
 
+    def output_table(self, kind: str) -> tuple[Tensor, Tensor]:
+        """Output embedding and bias of all known ids → [V, E or C], [V]."""
+        return self._tables[kind][c.FIRST_ID :], self._biases[kind][c.FIRST_ID :]
+
     def output_rows(self, kind: str, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Output embedding and bias of some ids, with sparse gradients. ids: [P] → [P, E or C], [P]."""
-        return tf.gather(self._tables[kind], ids), tf.gather(self._biases[kind], ids)
+        """Output embedding and bias of some ids. ids: [P] → [P, E or C], [P]."""
+        return self.embed(kind, ids), _lookup(self._biases[kind], ids, self.is_sparse(kind))
 
     def last(self, channels: Mapping[str, Tensor], length: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
         """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V].
 
         A row whose next_gap already is a session's end is asked for a new session; otherwise the query is unknown.
         """
-        hidden = self.encode(channels, length)
+        hidden = self.encode(channels)
         newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
         query = tf.where(next_gap >= self.sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_UNKNOWN)
         return {kind: self.logits(kind, self.answer(kind, newest, query)) for kind in (c.ITEM, c.CATEGORY)}
@@ -177,14 +182,19 @@ def _dropped(values: Tensor, rate: float, seed: Tensor | None, place: int) -> Te
     return tf.nn.experimental.stateless_dropout(values, rate, seed_at(seed, place))
 
 
-def _dense_lookup(table: Tensor, ids: Tensor) -> Tensor:
-    """tf.gather with a dense gradient: a tied table gets a dense one from the output layer anyway, and mixing costs."""
-    rows, dim = table.shape
+def _lookup(table: Tensor, ids: Tensor, is_sparse: bool = False) -> Tensor:
+    """Rows of a table by id. Unless sparse, with a dense gradient: cheaper where most rows are touched or another is.
+
+    table: [V, …]; ids: any shape → that shape + […].
+    """
+    if is_sparse:
+        return tf.gather(table, ids)
+    n_rows, row = table.shape[0], table.shape[1:].as_list()
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def lookup(values: Tensor) -> tuple[Tensor, Any]:
         def gradient(upstream: Tensor) -> Tensor:
-            return tf.math.unsorted_segment_sum(tf.reshape(upstream, [-1, dim]), tf.reshape(ids, [-1]), rows)
+            return tf.math.unsorted_segment_sum(tf.reshape(upstream, [-1, *row]), tf.reshape(ids, [-1]), n_rows)
 
         return tf.gather(values, ids), gradient
 

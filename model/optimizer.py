@@ -13,8 +13,8 @@ BETA_1, BETA_2 = 0.9, 0.999
 class Adam:
     """Adam (Kingma & Ba 2015) by TensorFlow's fused kernel, with decoupled weight decay (Loshchilov & Hutter 2019).
 
-    Decay leaves biases and the query tables alone. A sparse gradient (IndexedSlices) moves only the rows it touches,
-    moments included: "lazy" Adam, whose cost does not grow with the vocabulary.
+    Decay leaves biases and the query tables alone. A sparse gradient (IndexedSlices, each row named once) moves
+    only the rows it names, moments included: "lazy" Adam, whose cost does not grow with the vocabulary.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], epsilon: float, weight_decay: float) -> None:
@@ -65,8 +65,7 @@ class Adam:
         self, name: str, gradient: Tensor, rate: Tensor, power_1: Tensor, power_2: Tensor, decay: Any
     ) -> None:
         weight, first, second = self._weights[name], self._first[name], self._second[name]
-        rows, place = tf.unique(gradient.indices)
-        total = tf.math.unsorted_segment_sum(gradient.values, place, tf.shape(rows)[0])
+        rows, total = gradient.indices, gradient.values
         m = BETA_1 * tf.gather(first, rows) + (1 - BETA_1) * total
         v = BETA_2 * tf.gather(second, rows) + (1 - BETA_2) * tf.square(total)
         move = rate * tf.sqrt(1 - power_2) / (1 - power_1) * m / (tf.sqrt(v) + self._epsilon)

@@ -61,7 +61,7 @@ class Predictor:
             ModelError: the bundle is missing, damaged or of another version.
         """
         if threads is not None:
-            use_threads(threads)
+            use_threads(threads, side_by_side=False)
         return cls(load_bundle(path))
 
     def probabilities(self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints) -> tuple[Floats, Floats]:

@@ -24,6 +24,7 @@ class NetworkSpec(BaseModel):
     hidden_dropout: float = _Share
     query_dropout: float = Field(ge=0.0, le=1.0)
     full_softmax_max_items: int = Field(ge=1)
+    sparse_min_items: int = Field(ge=0)
 
 
 class TrainingSpec(BaseModel):

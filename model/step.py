@@ -4,6 +4,7 @@ Letters: B rows, L positions, P positions with a target, H units.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,17 +14,19 @@ from numpy.typing import NDArray
 from features import columns as c
 from model import feed
 from model.errors import ModelError
-from model.losses import NegativeSampler, full_softmax, head_loss
+from model.gradients import added, compact, scaled
+from model.losses import Negatives, NegativeSampler, full_softmax, head_loss
 from model.network import Network, Tensor, following, seed_at, training_query
 from model.optimizer import Adam
 from model.spec import TrainingSpec
-from model.workers import Workers
+from model.workers import Workers, threads_in_use
 
 KINDS = (c.ITEM, c.CATEGORY)
 TOP = 10  # validation's HR@10 and NDCG@10
 
 # Places in a step's stream of random numbers; the network's own dropout takes 0 and up.
 _SEEDS_PER_STEP, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
+_SEEDS_PER_PART = 104_729  # between the parts of a batch
 
 
 class TrainSums(NamedTuple):
@@ -65,7 +68,7 @@ class Steps:
         self._spec = spec
         self._workers = workers
         self.optimizer = Adam(network.weights, spec.adam_epsilon, spec.weight_decay)
-        self._sampler: dict[str, NegativeSampler | None] = dict.fromkeys(KINDS)
+        self._samplers: dict[str, NegativeSampler | None] = dict.fromkeys(KINDS)
         if network.is_sampled(c.ITEM):
             if spec.label_smoothing > 0.0:
                 raise ModelError(
@@ -73,11 +76,9 @@ class Steps:
                     f"{network.sizes.items} items, more than network.full_softmax_max_items = "
                     f"{network.spec.full_softmax_max_items}. Set it to 0 or raise that limit."
                 )
-            self._sampler[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
-        length = network.sizes.length
-        rows = {
-            name: tf.TensorSpec([None, length] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS
-        }
+            self._samplers[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
+        self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
+        rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS}
         number, rate = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
         self._train = tf.function(self._train_graph, input_signature=[rows, number, rate])
         self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
@@ -94,26 +95,51 @@ class Steps:
 
     def _train_graph(self, batch: Mapping[str, Tensor], step: Tensor, learning_rate: Tensor) -> Tensor:
         # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
-        weights = self._network.weights
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(weights.values()))
-            objective, sums = self._objective(batch, self._seed(step))
-        gradients = tape.gradient(objective, list(weights.values()), unconnected_gradients="zero")
+        gradients, sums = self._gradients(batch, self._seed(step))
         *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
         count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
-        gradients = [_scaled(gradient, 1.0 / count) for gradient in gradients]
+        gradients = [
+            scaled(gradient if self._workers.size == 1 else compact(gradient), 1.0 / count) for gradient in gradients
+        ]
         gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
-        self.optimizer.apply(dict(zip(weights, gradients, strict=True)), learning_rate, step)
+        self.optimizer.apply(dict(zip(self._network.weights, gradients, strict=True)), learning_rate, step)
         return sums
 
-    def _objective(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted loss summed over this rank's positions, and the TrainSums as one vector."""
-        network, length = self._network, batch[c.LENGTH]
-        items = following(batch[c.ITEM], length, batch[c.NEXT_ITEM])  # [B, L]
-        categories = following(batch[c.CATEGORY], length, batch[c.NEXT_CATEGORY])  # [B, L]
-        gaps = following(batch[c.GAP], length, batch[c.NEXT_GAP])  # [B, L]
+    def _gradients(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[list[Any], Tensor]:
+        """Gradients of the batch's summed loss by weight, and its TrainSums as one vector.
+
+        The batch is cut into one part for each thread, and each part goes through the network by itself: a step of a
+        recurrence is too small to be shared by threads without waiting for one another.
+        """
+        negatives = {
+            kind: sampler.draw(seed_at(seed, _NEGATIVES_SEED)) if sampler else None
+            for kind, sampler in self._samplers.items()
+        }
+        parts = [
+            self._part_gradients(part, at, seed, negatives) for at, part in enumerate(_parts(batch, self._n_parts))
+        ]
+        gradients = [added(each) for each in zip(*(found for found, _ in parts), strict=True)]
+        return gradients, tf.add_n([sums for _, sums in parts])
+
+    def _part_gradients(
+        self, rows: Mapping[str, Tensor], at: int, seed: Tensor, negatives: Mapping[str, Negatives | None]
+    ) -> tuple[list[Any], Tensor]:
+        weights = list(self._network.weights.values())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            objective, sums = self._objective(rows, tf.stack([seed[0] + at * _SEEDS_PER_PART, seed[1]]), negatives)
+        return tape.gradient(objective, weights, unconnected_gradients="zero"), sums
+
+    def _objective(
+        self, rows: Mapping[str, Tensor], seed: Tensor, negatives: Mapping[str, Negatives | None]
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted loss summed over the positions, and the TrainSums as one vector."""
+        network, length = self._network, rows[c.LENGTH]
+        items = following(rows[c.ITEM], length, rows[c.NEXT_ITEM])  # [B, L]
+        categories = following(rows[c.CATEGORY], length, rows[c.NEXT_CATEGORY])  # [B, L]
+        gaps = following(rows[c.GAP], length, rows[c.NEXT_GAP])  # [B, L]
         query = training_query(gaps, network.sizes, network.spec.query_dropout, seed_at(seed, _QUERY_SEED))  # [B, L]
-        hidden = network.encode(batch, length, seed)  # [B, L, H]
+        hidden = network.encode(rows, seed)  # [B, L, H]
 
         place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
         hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
@@ -122,10 +148,9 @@ class Steps:
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
             targets = tf.gather_nd(ahead, place)  # [P]
             answers = network.answer(kind, hidden, query)
-            smoothing, sampler = self._spec.label_smoothing, self._sampler[kind]
-            losses = head_loss(network, kind, answers, targets, smoothing, sampler, seed_at(seed, _NEGATIVES_SEED))
-            objective += weights[kind] * tf.reduce_sum(losses)
-            sums += [tf.reduce_sum(losses), _count(targets >= c.FIRST_ID)]
+            loss = head_loss(network, kind, answers, targets, self._spec.label_smoothing, negatives[kind])
+            objective += weights[kind] * loss
+            sums += [loss, _count(targets >= c.FIRST_ID)]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
 
     def _seed(self, step: Tensor) -> Tensor:
@@ -162,7 +187,8 @@ def _count(mask: Tensor) -> Tensor:
     return tf.reduce_sum(tf.cast(mask, tf.float32))
 
 
-def _scaled(gradient: Any, factor: Tensor) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
-    return gradient * factor
+def _parts(batch: Mapping[str, Tensor], n_parts: int) -> list[dict[str, Tensor]]:
+    """The rows of a batch in `n_parts` runs of about equal size."""
+    n_rows = tf.shape(batch[c.LENGTH])[0]
+    ends = [n_rows * at // n_parts for at in range(n_parts + 1)]
+    return [{name: values[start:end] for name, values in batch.items()} for start, end in pairwise(ends)]

@@ -114,17 +114,26 @@ def connect_workers() -> Workers:
     return SingleProcess()
 
 
-def use_threads(threads: int) -> int:
-    """Fix TensorFlow's threads before its first operation: `threads`, or for 0 this rank's share of the cores."""
+def use_threads(threads: int, side_by_side: bool = True) -> int:
+    """Fix TensorFlow's threads before its first operation: `threads`, or for 0 this rank's share of the cores.
+
+    Side by side, each operation runs on one thread and so many operations at a time: the parts of a training batch
+    (model/step.py) use them better than operations that are each split among threads. Else each operation is split.
+    """
     if threads == 0:
         ranks_here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
         threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(threads if side_by_side else 1)
+        tf.config.threading.set_intra_op_parallelism_threads(1 if side_by_side else threads)
     except RuntimeError:  # TensorFlow already runs in this process, with the threads it has
-        return int(tf.config.threading.get_intra_op_parallelism_threads())
-    return threads
+        pass
+    return threads_in_use() if side_by_side else int(tf.config.threading.get_intra_op_parallelism_threads())
+
+
+def threads_in_use() -> int:
+    """How many operations TensorFlow runs side by side; where nobody said, the machine's cores."""
+    return int(tf.config.threading.get_inter_op_parallelism_threads()) or len(os.sched_getaffinity(0))
 
 
 def guarded(call: Callable[[], T]) -> T:

@@ -32,6 +32,7 @@ NETWORK = NetworkSpec(
     hidden_dropout=0.0,
     query_dropout=0.3,
     full_softmax_max_items=1000,
+    sparse_min_items=0,
 )
 TRAINING = TrainingSpec(
     batch_rows=32,

@@ -26,6 +26,7 @@ NETWORK = NetworkSpec(
     hidden_dropout=0.0,
     query_dropout=0.0,
     full_softmax_max_items=100,
+    sparse_min_items=0,
 )
 
 

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from features import columns as c
-from model.losses import NegativeSampler, full_softmax, head_loss, sampled_softmax
+from model import losses
+from model.losses import Negatives, NegativeSampler, full_softmax, head_loss, log_partition
 from model.network import Network
 from tests.model import tables
 
@@ -28,23 +29,71 @@ def test_full_softmax_is_log_v_at_zero_weights_and_the_formula_elsewhere():
     np.testing.assert_allclose(full_softmax(logits, tf.constant(targets)), wanted, rtol=1e-5)
 
 
-def test_a_network_at_zero_weights_loses_log_v():
-    network = Network(tables.NETWORK, tables.SIZES)
-    network.set_weights({name: np.zeros(weight.shape, np.float32) for name, weight in network.weights.items()})
-    answers = network.answer(c.ITEM, tf.zeros([3, tables.NETWORK.units]), tf.zeros([3], tf.int32))
-    loss = head_loss(network, c.ITEM, answers, tf.constant([2, 9, 21]), 0.0, None, None)
-    np.testing.assert_allclose(loss, [math.log(tables.N_ITEMS)] * 3, rtol=1e-6)
+def _network(zero: bool = False, **spec: object) -> Network:
+    network = Network(tables.NETWORK.model_copy(update=spec), tables.SIZES, seed=3)
+    rng = np.random.default_rng(0)
+    shapes = {name: weight.shape for name, weight in network.weights.items()}
+    network.set_weights({name: rng.normal(0, 0.0 if zero else 1.0, shape) for name, shape in shapes.items()})
+    return network
+
+
+def _answers(rows: int) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(1).normal(0, 1, (rows, tables.NETWORK.item_dim)), tf.float32)
+
+
+def _every_item_once() -> Negatives:
+    return Negatives(tf.range(c.FIRST_ID, tables.SIZES.items), tf.zeros([tables.N_ITEMS]))
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("is_sampled", [False, True])
+def test_the_log_partition_and_its_gradients_are_those_of_the_plain_formula(
+    pieces: int, is_sampled: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(losses, "_PIECE_ROWS", 1)
+    monkeypatch.setattr(losses, "_PIECE_SCORES", -(-7 // pieces) * 5)
+    rng = np.random.default_rng(4)
+    answers, rows, offset, own = (tf.constant(rng.normal(0, 2, shape), tf.float32) for shape in ((7, 3), (5, 3), 5, 7))
+    weight = tf.constant([1.0, 0.0, 2.0, 1.0, 1.0, 0.5, 1.0])
+    targets, ids = tf.constant([2, 3, 4, 5, 9, 9, 2]), tf.constant([2, 2, 5, 6, 7])
+    inputs = [answers, rows, offset] + ([own] if is_sampled else [])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(inputs)
+        scores = tf.matmul(answers, rows, transpose_b=True) + offset
+        if is_sampled:
+            scores = tf.where(targets[:, None] == ids[None, :], -np.inf, scores)
+            scores = tf.concat([scores, own[:, None]], axis=1)
+        wanted = 3.0 * tf.reduce_sum(weight * tf.reduce_logsumexp(scores, axis=1))
+        skipped = (targets, ids) if is_sampled else None
+        found = 3.0 * log_partition(answers, rows, offset, weight, own if is_sampled else None, skipped)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    for mine, plain in zip(tape.gradient(found, inputs), tape.gradient(wanted, inputs), strict=True):
+        np.testing.assert_allclose(mine, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_at_zero_weights_loses_log_v_a_position():
+    loss = head_loss(_network(zero=True), c.ITEM, _answers(3), tf.constant([2, 9, 21]), 0.0, None)
+    assert float(loss) == pytest.approx(3 * math.log(tables.N_ITEMS), rel=1e-6)
 
 
 def test_padding_and_unknown_targets_cost_nothing():
     targets = tf.constant([c.PAD, c.OOV, 5, c.PAD])
-    negative, sampled = tf.zeros([4, 3]), tf.constant([3, 4, 6])
-    for loss in (
-        full_softmax(_logits(), targets),
-        full_softmax(_logits(), targets, smoothing=0.1),
-        sampled_softmax(tf.zeros([4]), negative, targets, sampled, tf.zeros([3])),
-    ):
-        assert (loss.numpy() > 0).tolist() == [False, False, True, False]
+    network, answers = _network(), _answers(4)
+    for smoothing, negatives in ((0.0, None), (0.1, None), (0.0, _every_item_once())):
+        whole = head_loss(network, c.ITEM, answers, targets, smoothing, negatives)
+        third = head_loss(network, c.ITEM, answers[2:3], targets[2:3], smoothing, negatives)
+        assert float(whole) == pytest.approx(float(third), rel=1e-6)
+        assert float(whole) > 0
+    assert (full_softmax(_logits(), targets).numpy() > 0).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_head_loses_what_the_full_softmax_says(smoothing: float):
+    network, answers, targets = _network(), _answers(4), tf.constant([2, 3, 15, 21])
+    wanted = tf.reduce_sum(full_softmax(network.logits(c.ITEM, answers), targets, smoothing))
+    assert float(head_loss(network, c.ITEM, answers, targets, smoothing, None)) == pytest.approx(
+        float(wanted), rel=1e-5
+    )
 
 
 def test_smoothing_mixes_in_the_uniform_distribution():
@@ -57,35 +106,31 @@ def test_smoothing_mixes_in_the_uniform_distribution():
 
 
 def test_sampled_softmax_with_every_id_once_is_the_full_softmax():
-    logits, targets = _logits(), np.array([2, 3, 30, 51])
-    positive = logits[np.arange(4), targets - 2]
-    found = sampled_softmax(positive, logits, tf.constant(targets), tf.range(2, V + 2), tf.zeros([V]))
-    np.testing.assert_allclose(found, full_softmax(logits, tf.constant(targets)), rtol=1e-5)
+    network, answers, targets = _network(), _answers(4), tf.constant([2, 3, 15, 21])
+    sampled, full = (head_loss(network, c.ITEM, answers, targets, 0.0, each) for each in (_every_item_once(), None))
+    assert float(sampled) == pytest.approx(float(full), rel=1e-5)
 
 
 def test_sampled_softmax_estimates_the_full_partition_function_without_bias():
     """exp(loss) is the partition function over exp(s_y): its mean over draws is that of the full softmax."""
-    logits, targets = _logits(1), tf.constant([4])
-    counts = np.concatenate([[0, 0], np.random.default_rng(2).integers(0, 100, V)])
+    network, answers, targets = _network(), _answers(1) * 0.3, tf.constant([4])
+    counts = np.concatenate([[0, 0], np.random.default_rng(2).integers(0, 100, tables.N_ITEMS)])
     sampler = NegativeSampler(counts, negatives=20, power=0.75)
 
     def ratio(draw: tf.Tensor) -> tf.Tensor:
-        sampled, log_expected = sampler.draw(tf.stack([7, draw]))
-        negative = tf.gather(logits, sampled - 2, axis=1)
-        return tf.exp(sampled_softmax(logits[:, 2], negative, targets, sampled, log_expected))[0]
+        return tf.exp(head_loss(network, c.ITEM, answers, targets, 0.0, sampler.draw(tf.stack([7, draw]))))
 
     ratios = tf.function(lambda: tf.map_fn(ratio, tf.range(3000), fn_output_signature=tf.float32))().numpy()
-    full = float(tf.exp(full_softmax(logits, targets))[0])
+    full = float(tf.exp(head_loss(network, c.ITEM, answers, targets, 0.0, None)))
     error = np.std(ratios) / math.sqrt(len(ratios))
     assert np.mean(ratios) == pytest.approx(full, abs=4 * error)
     assert error < 0.05 * full  # else the line above proves nothing
 
 
 def test_sampled_softmax_is_about_log_v_at_zero_weights():
-    sampler = NegativeSampler(np.full(V + 2, 3), negatives=400, power=1.0)
-    sampled, log_expected = sampler.draw(tf.constant([1, 1]))
-    loss = sampled_softmax(tf.zeros([1]), tf.zeros([1, 400]), tf.constant([9]), sampled, log_expected)
-    assert loss.numpy()[0] == pytest.approx(math.log(V), abs=0.05)
+    negatives = NegativeSampler(np.full(tables.SIZES.items, 3), negatives=400, power=1.0).draw(tf.constant([1, 1]))
+    loss = head_loss(_network(zero=True), c.ITEM, _answers(1), tf.constant([9]), 0.0, negatives)
+    assert float(loss) == pytest.approx(math.log(tables.N_ITEMS), abs=0.05)
 
 
 def test_negatives_follow_frequency_to_the_power_and_never_padding():

@@ -31,7 +31,7 @@ def test_the_recurrent_layer_is_the_textbook_lstm():
     weights = {name: rng.normal(0, 0.5, weight.shape).astype(np.float32) for name, weight in network.weights.items()}
     network.set_weights(weights)
     batch = _batch(2)
-    found = network.encode(batch, batch[c.LENGTH]).numpy()
+    found = network.encode(batch).numpy()
 
     kernel, recurrent, bias = (weights[f"lstm_0/{part}"] for part in ("kernel", "recurrent", "bias"))
     W_i, W_f, W_g, W_o = np.split(kernel, 4, axis=1)
@@ -63,8 +63,7 @@ def test_what_lies_in_the_padding_changes_nothing(network: Network):
 def test_a_position_sees_only_what_came_before_it(network: Network):
     batch = _batch()
     changed = {**batch, c.ITEM: tf.concat([batch[c.ITEM][:, :4], batch[c.ITEM][:, 4:] * 0 + 5], axis=1)}
-    full = tf.fill([6], tables.LENGTH)
-    before, after = network.encode(batch, full), network.encode(changed, full)
+    before, after = network.encode(batch), network.encode(changed)
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-3
 
@@ -109,7 +108,7 @@ def test_prediction_never_claims_to_know_that_the_session_goes_on():
     np.testing.assert_array_equal(item[0], item[1])
     np.testing.assert_array_equal(item[0], item[2])
     np.testing.assert_array_equal(item[3], item[4])
-    newest = tf.gather(network.encode(batch, batch[c.LENGTH]), batch[c.LENGTH] - 1, batch_dims=1)
+    newest = tf.gather(network.encode(batch), batch[c.LENGTH] - 1, batch_dims=1)
     for found, query in ((item[0], QUERY_UNKNOWN), (item[3], QUERY_NEW_SESSION)):
         wanted = network.logits(c.ITEM, network.answer(c.ITEM, newest, tf.fill([3], query)))
         np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -119,12 +118,10 @@ def test_prediction_never_claims_to_know_that_the_session_goes_on():
 def test_dropout_repeats_with_its_seed_and_is_off_without():
     spec = tables.NETWORK.model_copy(update={"embedding_dropout": 0.5, "hidden_dropout": 0.5, "layers": 2})
     network, batch = Network(spec, tables.SIZES), _batch()
-    one, again, other = (
-        network.encode(batch, batch[c.LENGTH], tf.constant(seed)) for seed in ([1, 64], [1, 64], [1, 128])
-    )
+    one, again, other = (network.encode(batch, tf.constant(seed)) for seed in ([1, 64], [1, 64], [1, 128]))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 1e-3
-    np.testing.assert_array_equal(*(network.encode(batch, batch[c.LENGTH]) for _ in range(2)))
+    np.testing.assert_array_equal(*(network.encode(batch) for _ in range(2)))
 
 
 def test_dense_and_sparse_lookups_have_the_same_gradient():

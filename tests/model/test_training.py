@@ -150,15 +150,15 @@ def test_every_rank_and_step_draws_its_own_random_numbers():
 
 def test_one_graph_serves_every_batch(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     traced: Counter[str] = Counter()
-    whole = step.Steps._objective
+    whole = step.Steps._gradients
 
     def counted(self: step.Steps, *arguments: Any) -> Any:
-        traced["objective"] += 1
+        traced["gradients"] += 1
         return whole(self, *arguments)
 
-    monkeypatch.setattr(step.Steps, "_objective", counted)
+    monkeypatch.setattr(step.Steps, "_gradients", counted)
     _train(_task(splits, max_epochs=2), tmp_path)
-    assert traced["objective"] == 1
+    assert traced["gradients"] == 1
 
 
 def test_the_learning_rate_warms_up_decays_and_grows_with_the_ranks(splits, tmp_path: Path):
