@@ -22,6 +22,7 @@ class Progress:
     """What rank 0 knows after an epoch. `history` has one mapping an epoch; `best_epoch` 0 means none yet."""
 
     identity: str
+    streams: int
     epoch: int
     step: int
     best_epoch: int
@@ -83,7 +84,7 @@ class Checkpoints:
                 tell(f"checkpoint {path} is damaged (cut short?); taking the one before it")
                 continue
             if progress.identity != identity:
-                tell(f"checkpoint {path} is of another configuration, data or code, or number of ranks; starting anew")
+                tell(f"checkpoint {path} is of another configuration, data or code; starting anew")
                 self.clear()
                 return None
             return progress, load(content)

@@ -27,11 +27,13 @@ class NetworkSpec(BaseModel):
 
 
 class TrainingSpec(BaseModel):
-    """How the weights are found. `batch_rows` is per rank; everything else is the same on all ranks."""
+    """How the weights are found; the same on all ranks. `batch_rows` is per stream and backward pass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    streams: int = Field(ge=0)
     batch_rows: int = Field(ge=1)
+    backward_passes_per_step: int = Field(ge=1)
     max_epochs: int = Field(ge=1)
     patience_epochs: int = Field(ge=1)
     select_by: Literal["loss", "ndcg"]

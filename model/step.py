@@ -1,9 +1,12 @@
 """One training step and one validation step, as graphs traced once.
 
+A rank that serves one stream takes a step in one graph. With several batches a step (streams, or backward passes) their
+gradients are added up first, so that ranks still exchange once.
+
 Letters: B rows, L positions, P positions with a target, H units.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +20,14 @@ from model.losses import NegativeSampler, full_softmax, head_loss
 from model.network import Network, Tensor, following, seed_at, training_query
 from model.optimizer import Adam
 from model.spec import TrainingSpec
+from model.streams import StreamBatch, stream_seed
 from model.workers import Workers
 
 KINDS = (c.ITEM, c.CATEGORY)
 TOP = 10  # validation's HR@10 and NDCG@10
 
-# Places in a step's stream of random numbers; the network's own dropout takes 0 and up.
-_SEEDS_PER_STEP, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
+# Places in a batch's stream of random numbers; the network's own dropout takes 0 and up.
+_SEEDS_PER_BATCH, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
 
 
 class TrainSums(NamedTuple):
@@ -78,13 +82,20 @@ class Steps:
         rows = {
             name: tf.TensorSpec([None, length] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS
         }
-        number, rate = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
-        self._train = tf.function(self._train_graph, input_signature=[rows, number, rate])
+        seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
+        self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
+        self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
+        self._apply = tf.function(self._apply_graph, reduce_retracing=True)  # sparse gradients have rows as they come
         self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
 
-    def train(self, batch: feed.Block, step: int, learning_rate: float) -> TrainSums:
-        """Move the weights once, the same on every rank. step: 1 for the first."""
-        sums = self._train(batch, np.int32(step), np.float32(learning_rate))
+    def train(self, batches: Sequence[StreamBatch], step: int, learning_rate: float) -> TrainSums:
+        """Move the weights once, the same on every rank, by all ranks' gradients together. step: 1 for the first."""
+        inputs = [(batch.rows, self._seed(batch.stream, batch.number)) for batch in batches]
+        number, rate = np.int32(step), np.float32(learning_rate)
+        if len(inputs) == 1:
+            sums = self._train(*inputs[0], number, rate)
+        else:
+            sums = self._apply(*_added([self._gradients(*rows_and_seed) for rows_and_seed in inputs]), number, rate)
         return TrainSums(*sums.numpy().tolist())
 
     def validate(self, batch: feed.Block, n_rows: int) -> ValidSums:
@@ -92,18 +103,24 @@ class Steps:
         sums = self._validate(batch, np.int32(n_rows))
         return ValidSums(*sums.numpy().tolist())
 
-    def _train_graph(self, batch: Mapping[str, Tensor], step: Tensor, learning_rate: Tensor) -> Tensor:
-        # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
-        weights = self._network.weights
+    def _train_graph(self, batch: Mapping[str, Tensor], seed: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
+        return self._apply_graph(*self._gradient_graph(batch, seed), step, learning_rate)
+
+    def _gradient_graph(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[list[Any], Tensor]:
+        """Gradients of the loss summed over a batch, in the order of the weights, and its TrainSums as one vector."""
+        weights = list(self._network.weights.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(list(weights.values()))
-            objective, sums = self._objective(batch, self._seed(step))
-        gradients = tape.gradient(objective, list(weights.values()), unconnected_gradients="zero")
+            tape.watch(weights)
+            objective, sums = self._objective(batch, seed)
+        return tape.gradient(objective, weights, unconnected_gradients="zero"), sums
+
+    def _apply_graph(self, gradients: Sequence[Any], sums: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
+        # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
         *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
         count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
         gradients = [_scaled(gradient, 1.0 / count) for gradient in gradients]
         gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
-        self.optimizer.apply(dict(zip(weights, gradients, strict=True)), learning_rate, step)
+        self.optimizer.apply(dict(zip(self._network.weights, gradients, strict=True)), learning_rate, step)
         return sums
 
     def _objective(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,10 +145,10 @@ class Steps:
             sums += [tf.reduce_sum(losses), _count(targets >= c.FIRST_ID)]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
 
-    def _seed(self, step: Tensor) -> Tensor:
-        # Every rank and step has its own dropout; a run that resumes at this step draws the same again.
-        own = (self._spec.seed + 7919 * self._workers.rank) % (2**31 - 1)
-        return tf.stack([tf.constant(own, tf.int32), step * _SEEDS_PER_STEP])
+    def _seed(self, stream: int, number: int) -> NDArray[np.int32]:
+        # Every batch of every stream has its own dropout and negatives, whichever rank takes it, and however often.
+        place = number * _SEEDS_PER_BATCH % (2**31 - _SEEDS_PER_BATCH)
+        return np.array([stream_seed(self._spec.seed, stream), place], np.int32)
 
     def _validate_graph(self, batch: Mapping[str, Tensor], n_rows: Tensor) -> Tensor:
         logits = self._network.last(batch, batch[c.LENGTH], batch[c.NEXT_GAP])
@@ -160,6 +177,19 @@ def _rank_of(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _count(mask: Tensor) -> Tensor:
     return tf.reduce_sum(tf.cast(mask, tf.float32))
+
+
+def _added(parts: Sequence[tuple[Sequence[Any], Tensor]]) -> tuple[list[Any], Tensor]:
+    """Sum of several batches' gradients and TrainSums. Sparse ones are joined: rows that repeat are added later."""
+    gradients, sums = zip(*parts, strict=True)
+    return [_sum(same) for same in zip(*gradients, strict=True)], tf.add_n(sums)
+
+
+def _sum(gradients: Sequence[Any]) -> Any:
+    if isinstance(gradients[0], tf.IndexedSlices):
+        values, indices = (tf.concat([getattr(part, name) for part in gradients], 0) for name in ("values", "indices"))
+        return tf.IndexedSlices(values, indices, gradients[0].dense_shape)
+    return tf.add_n(gradients)
 
 
 def _scaled(gradient: Any, factor: Tensor) -> Any:

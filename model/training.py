@@ -4,8 +4,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from features import columns as c
-from model import feed
+from model import feed, streams
 from model.checkpoint import Checkpoints, Progress
 from model.network import Network
-from model.preflight import agree
+from model.preflight import agree, library_versions
 from model.spec import NetworkSpec, Sizes, TrainingSpec
 from model.step import KINDS, Steps, TrainSums, ValidSums
 from model.workers import Workers, guarded, stop_all, together
@@ -39,7 +39,7 @@ class Task:
 
     @property
     def identity(self) -> str:
-        """Hash of all that shapes the weights, but for the number of ranks."""
+        """Hash of all that shapes the weights, but for the number of streams where ranks decide it."""
         specs = [self.network.model_dump(), self.training.model_dump(), self.sizes.model_dump()]
         return hashlib.sha256(json.dumps([specs, dict(self.facts)], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -68,75 +68,70 @@ class _Run:
     def __init__(self, task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
         self._task, self._workers, self._checkpoints, self._say = task, workers, checkpoints, say
         self._spec = task.training
-        self._train_shard, self._valid_shard, own = together(workers, self._look_at_data)
-        self._steps_per_epoch = agree(
-            workers,
-            {**task.facts, "settings": task.identity},
-            self._train_shard.rows,
-            self._spec.batch_rows,
-        )
-        counts = {kind: workers.sum(own[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
         self.network = Network(task.network, task.sizes, self._spec.seed)
-        for kind in KINDS:
-            self.network.start_bias(kind, counts[kind])
-        self._steps = Steps(self.network, self._spec, workers, counts)
         self._best: dict[str, NDArray[Any]] = {}
-        self._progress = Progress(self._identity, 0, 0, 0, False, ())
-
-    @property
-    def _identity(self) -> str:
-        return f"{self._task.identity}-{self._workers.size}"
-
-    def _look_at_data(self) -> tuple[feed.Shard, feed.Shard, Counts]:
-        """This rank's shards, each read once whole: targets counted, a torn or unfit file found before step 1."""
-        rank, size, sizes = self._workers.rank, self._workers.size, self._task.sizes
-        train_shard = feed.planned_shard(c.TRAIN, self._task.train, rank, size)
-        valid_shard = feed.planned_shard(c.VALID, self._task.valid, rank, size)
-        feed.target_counts(valid_shard, sizes)
-        return train_shard, valid_shard, feed.target_counts(train_shard, sizes)
 
     def outcome(self) -> Outcome:
-        self._resume()
-        if not self._progress.is_finished:
-            batches = feed.training_batches(
-                self._train_shard,
-                self._task.sizes.length,
-                self._spec.batch_rows,
-                self._spec.shuffle_rows,
-                self._spec.seed + 7919 * self._workers.rank,
-                skip_batches=self._progress.step,
-            )
-            while not self._progress.is_finished:
-                self._epoch(batches)
+        self._join()
+        while not self._progress.is_finished:
+            self._epoch()
         if self._workers.rank == 0:
             self.network.set_weights(self._best)
         self._workers.broadcast(list(self.network.weights.values()))
         return Outcome(self.network, self._progress.best_epoch, self._progress.history)
 
-    def _resume(self) -> None:
-        """Take up rank 0's newest checkpoint, on all ranks; without one, rank 0's first weights."""
-        found = together(
-            self._workers,
-            lambda: self._checkpoints.newest(self._identity, self._say) if self._workers.rank == 0 else None,
+    def _join(self) -> None:
+        """Agree with the other ranks on what is trained and from where on, and take this rank's streams."""
+        workers, task, spec = self._workers, self._task, self._spec
+        agree(workers, {**library_versions(), **task.facts, "settings": task.identity})
+        found = together(workers, self._newest)
+        state = workers.gather(None if found is None else asdict(found[0]))[0]
+        self._progress = (
+            Progress(task.identity, spec.streams or workers.size, 0, 0, 0, False, ())
+            if state is None
+            else Progress(**{**state, "history": tuple(state["history"])})
         )
-        state = self._workers.gather(None if found is None else vars(found[0]))[0]
+        own_counts = together(workers, self._take_streams)
+        agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
+        counts = {kind: workers.sum(own_counts[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
+        for kind in KINDS:
+            self.network.start_bias(kind, counts[kind])
+        self._steps = Steps(self.network, spec, workers, counts)
         if found is not None:
             _assign(self.network.weights, found[1], "weight/")
             _assign(self._steps.optimizer.state, found[1], "optimizer/")
             self._best = _part(found[1], "best/")
         if state is not None:
-            self._progress = Progress(**{**state, "history": tuple(state["history"])})
             self._say(f"going on after epoch {self._progress.epoch} of an earlier run of the same training")
-        variables = [*self.network.weights.values(), *self._steps.optimizer.state.values()]
-        self._workers.broadcast(variables)
+        workers.broadcast([*self.network.weights.values(), *self._steps.optimizer.state.values()])
 
-    def _epoch(self, batches: Iterator[feed.Block]) -> None:
+    def _newest(self) -> tuple[Progress, dict[str, NDArray[Any]]] | None:
+        """Rank 0's newest checkpoint of this training; other ranks have none."""
+        return self._checkpoints.newest(self._task.identity, self._say) if self._workers.rank == 0 else None
+
+    def _take_streams(self) -> Counts:
+        """Deal the streams, and read this rank's once whole: a torn or unfit file is found before step 1.
+
+        Returns how often each id is a target in them.
+        """
+        task, n_streams = self._task, self._progress.streams
+        own = streams.own_streams(n_streams, self._workers.rank, self._workers.size)
+        self._steps_per_epoch = streams.steps_per_epoch(task.train, n_streams, self._spec)
+        self._valid_shard = streams.shard_of(c.VALID, task.valid, n_streams, own)
+        feed.target_counts(self._valid_shard, task.sizes)
+        counts = feed.target_counts(streams.shard_of(c.TRAIN, task.train, n_streams, own), task.sizes)
+        self._batches = streams.step_batches(
+            task.train, task.sizes.length, self._spec, n_streams, own, self._progress.step
+        )
+        return counts
+
+    def _epoch(self) -> None:
         epoch, step, started = self._progress.epoch + 1, self._progress.step, time.monotonic()
         figures = _TrainFigures(self._say, f"epoch {epoch}/{self._spec.max_epochs}", self._steps_per_epoch)
         for _ in range(self._steps_per_epoch):
             step += 1
-            batch, rate = next(batches), self._learning_rate(epoch, step)
-            sums = guarded(partial(self._steps.train, batch, step, rate))
+            batches, rate = next(self._batches), self._learning_rate(epoch, step)
+            sums = guarded(partial(self._steps.train, batches, step, rate))
             if not all(map(math.isfinite, sums)):
                 stop_all(
                     self._workers,
@@ -150,7 +145,9 @@ class _Run:
         history = (*self._progress.history, row)
         best_epoch = best_of(history, self._spec)
         is_finished = epoch == self._spec.max_epochs or epoch - best_epoch >= self._spec.patience_epochs
-        self._progress = Progress(self._identity, epoch, step, best_epoch, is_finished, history)
+        self._progress = replace(
+            self._progress, epoch=epoch, step=step, best_epoch=best_epoch, is_finished=is_finished, history=history
+        )
         self._say(_epoch_line(row, self._spec.max_epochs, epoch == best_epoch))
         if epoch == best_epoch and self._workers.rank == 0:
             self._best = {name: weight.numpy() for name, weight in self.network.weights.items()}
@@ -158,9 +155,8 @@ class _Run:
 
     def _learning_rate(self, epoch: int, step: int) -> float:
         spec = self._spec
-        scale = {"none": 1.0, "sqrt": math.sqrt(self._workers.size), "linear": float(self._workers.size)}[
-            spec.lr_scaling
-        ]
+        n_batches = self._progress.streams * spec.backward_passes_per_step  # in a step, over all ranks
+        scale = {"none": 1.0, "sqrt": math.sqrt(n_batches), "linear": float(n_batches)}[spec.lr_scaling]
         warm = min(1.0, step / spec.warmup_steps) if spec.warmup_steps else 1.0
         return spec.learning_rate * scale * warm * spec.lr_epoch_decay ** (epoch - 1)
 

@@ -34,7 +34,9 @@ NETWORK = NetworkSpec(
     full_softmax_max_items=1000,
 )
 TRAINING = TrainingSpec(
+    streams=0,
     batch_rows=32,
+    backward_passes_per_step=1,
     max_epochs=2,
     patience_epochs=2,
     select_by="loss",

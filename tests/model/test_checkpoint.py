@@ -9,7 +9,7 @@ from model.errors import ModelError
 
 
 def _progress(epoch: int, identity: str = "same") -> Progress:
-    return Progress(identity, epoch, epoch * 10, 1, False, ({"epoch": 1, "valid_loss": 2.0},))
+    return Progress(identity, 2, epoch, epoch * 10, 1, False, ({"epoch": 1, "valid_loss": 2.0},))
 
 
 def _saved(folder: Path, epochs: int) -> Checkpoints:

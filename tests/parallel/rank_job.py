@@ -57,10 +57,10 @@ def _die_at(step: int) -> None:
 
     whole = steps.Steps.train
 
-    def train(self: steps.Steps, batch: object, number: int, rate: float) -> object:
+    def train(self: steps.Steps, batches: object, number: int, rate: float) -> object:
         if number == step:
             os.kill(os.getpid(), 9)
-        return whole(self, batch, number, rate)  # type: ignore[arg-type]
+        return whole(self, batches, number, rate)  # type: ignore[arg-type]
 
     steps.Steps.train = train  # type: ignore[method-assign,assignment]
 
