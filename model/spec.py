@@ -50,6 +50,7 @@ class TrainingSpec(BaseModel):
     negatives: int = Field(ge=1)
     negative_power: float = Field(ge=0.0, le=1.0)
     shuffle_rows: int = Field(ge=0)
+    checkpoint_steps: int = Field(ge=0)
     checkpoints_kept: int = Field(ge=1)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)

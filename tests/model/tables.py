@@ -53,6 +53,7 @@ TRAINING = TrainingSpec(
     negatives=64,
     negative_power=0.75,
     shuffle_rows=1024,
+    checkpoint_steps=0,
     checkpoints_kept=2,
     threads=1,
     seed=7,

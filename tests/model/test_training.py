@@ -1,6 +1,6 @@
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,17 @@ def test_smoothing_with_the_sampled_softmax_is_refused(splits, tmp_path: Path):
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_too(splits, tmp_path: Path):
-    """Killed after its second epoch and started again, a run ends bit for bit where an uninterrupted one does."""
+    """Cut off within its second epoch and started again, a run ends bit for bit where an uninterrupted one does."""
     network = {"embedding_dropout": 0.2, "hidden_dropout": 0.2}
-    task = _task(splits, network, max_epochs=3, patience_epochs=3)
-    whole = _train(task, tmp_path / "whole")
-    _stop_after(2, task, tmp_path / "cut")
+    whole = _train(_task(splits, network, max_epochs=2), tmp_path / "whole")
+    task = _task(splits, network, max_epochs=2, checkpoint_steps=20)
+    run = _started(task, tmp_path / "cut")
+    run._epoch()
+    _cut_off(run, after=25)
     said: list[str] = []
     resumed = _train(task, tmp_path / "cut", said)
-    assert said[0] == "going on after epoch 2 of an earlier run of the same training"
-    assert len(resumed.history) == 3
+    assert said[0] == "going on after epoch 1, step 60 of an earlier run of the same training"
+    assert _without_clock(resumed.history) == _without_clock(whole.history)
     for name, weight in _weights(whole).items():
         np.testing.assert_array_equal(weight, _weights(resumed)[name], err_msg=name)
     other = _weights(_train(_task(splits, network, max_epochs=1, seed=8), tmp_path / "other"))
@@ -224,6 +226,24 @@ def _started(task: Task, folder: Path) -> training._Run:
     run = training._Run(task, SingleProcess(), Checkpoints(str(folder), 2), lambda _line: None)
     run._join()
     return run
+
+
+def _cut_off(run: training._Run, after: int) -> None:
+    """Let a run take some steps of its next epoch and end as a kill would: only its checkpoints stay."""
+    whole, left = run._steps.train, iter(range(after))
+
+    def limited(*given: Any) -> step.TrainSums:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    run._steps.train = limited  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run._epoch()
+
+
+def _without_clock(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in ("seconds", "events_per_s")} for row in history]
 
 
 def _stop_after(epochs: int, task: Task, folder: Path) -> None:
