@@ -85,7 +85,7 @@ class Steps:
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
         self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
         self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
-        self._apply = tf.function(self._apply_graph, reduce_retracing=True)  # sparse gradients have rows as they come
+        self._apply: Any = None  # made when the first gradients tell which of them are sparse
         self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
 
     def train(self, batches: Sequence[StreamBatch], step: int, learning_rate: float) -> TrainSums:
@@ -95,7 +95,14 @@ class Steps:
         if len(inputs) == 1:
             sums = self._train(*inputs[0], number, rate)
         else:
-            sums = self._apply(*_added([self._gradients(*rows_and_seed) for rows_and_seed in inputs]), number, rate)
+            gradients, sums = _added([self._gradients(*rows_and_seed) for rows_and_seed in inputs])
+            if self._apply is None:
+                specs = (
+                    [_any_rows(gradient) for gradient in gradients],
+                    *map(tf.type_spec_from_value, (sums, number, rate)),
+                )
+                self._apply = tf.function(self._apply_graph, input_signature=specs)
+            sums = self._apply(gradients, sums, number, rate)
         return TrainSums(*sums.numpy().tolist())
 
     def validate(self, batch: feed.Block, n_rows: int) -> ValidSums:
@@ -190,6 +197,14 @@ def _sum(gradients: Sequence[Any]) -> Any:
         values, indices = (tf.concat([getattr(part, name) for part in gradients], 0) for name in ("values", "indices"))
         return tf.IndexedSlices(values, indices, gradients[0].dense_shape)
     return tf.add_n(gradients)
+
+
+def _any_rows(gradient: Any) -> Any:
+    """What a graph is told of a gradient; a sparse one may have any number of rows."""
+    if isinstance(gradient, tf.IndexedSlices):
+        types = gradient.values.dtype, gradient.indices.dtype, gradient.dense_shape.dtype
+        return tf.IndexedSlicesSpec(gradient.shape, *types, indices_shape=tf.TensorShape([None]))
+    return tf.TensorSpec(gradient.shape, gradient.dtype)
 
 
 def _scaled(gradient: Any, factor: Tensor) -> Any:
