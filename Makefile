@@ -20,7 +20,7 @@ RANKS ?=
 TESTS ?= tests
 export GPU PYTHON
 
-.PHONY: help setup doctor demo run test test-unit lint format golden docs clean clean-all
+.PHONY: help setup doctor demo run test soak test-unit lint format golden docs clean clean-all
 
 help: ## List the targets
 	@echo "Targets (make TARGET):"
@@ -51,6 +51,9 @@ run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional CATEGORIES
 
 test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
 	@$(py) -m pytest $(TESTS)
+
+soak: setup ## The long form of the tests that kill processes at random (half an hour); INTEREST_KILL_SEED=n for a seed
+	@$(py) -m pytest -m soak tests
 
 test-unit: setup ## The fast tests
 	@$(py) -m pytest tests/unit

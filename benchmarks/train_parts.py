@@ -127,6 +127,7 @@ def ours(case: Case) -> dict[str, float]:
     from model.network import Network
     from model.spec import NetworkSpec, Sizes, TrainingSpec
     from model.step import Steps
+    from model.streams import StreamBatch
     from model.workers import connect_workers, use_threads
 
     use_threads(case.threads)
@@ -139,7 +140,8 @@ def ours(case: Case) -> dict[str, float]:
     losses: list[float] = []
 
     def step() -> None:
-        sums = steps.train(made[len(losses) % _N_BATCHES], len(losses) + 1, 1e-3)
+        number = len(losses) + 1
+        sums = steps.train([StreamBatch(workers.rank, number, made[number % _N_BATCHES])], number, 1e-3)
         losses.append(sums.item_loss / sums.item_targets)
 
     step()

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     overlays = [str(DEMO_CONF), *arguments.conf] if arguments.demo else list(arguments.conf)
     settings = load_settings(overlays, arguments.set)
-    _check_ranks(arguments.ranks, settings.sequences.world_sizes)
+    _check_ranks(arguments.ranks, settings.training.streams, settings.sequences.world_sizes)
     source = load_source(arguments.source or DEMO_SOURCE)
     root, store, categories = arguments.root, Store(arguments.root), arguments.categories
     stages = Stages(7 if arguments.demo else 6)
@@ -151,15 +151,21 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--from {arguments.first} lies after --date {arguments.date}.")
 
 
-def _check_ranks(ranks: int, world_sizes: tuple[int, ...]) -> None:
-    """Refuse a number of ranks that the row groups of training are not planned for."""
-    unit = lcm(*world_sizes)
-    if unit % ranks:
-        wanted = sorted({*world_sizes, ranks})
+def _check_ranks(ranks: int, streams: int, world_sizes: tuple[int, ...]) -> None:
+    """Refuse numbers of ranks and streams that the row groups of training are not planned for."""
+    if streams and ranks > streams:
         raise UsageError(
-            f"--ranks {ranks}: sequences.world_sizes = {list(world_sizes)} plans row groups in multiples of {unit}, "
-            f"which {ranks} ranks cannot share equally. Take another number of ranks, or add {ranks} to the key: "
-            f"--set 'sequences.world_sizes={wanted}'."
+            f"--ranks {ranks}: training.streams = {streams}, and each rank needs a stream of its own at least. Take "
+            "fewer ranks or more streams; 0 streams means as many as ranks."
+        )
+    unit, shares = lcm(*world_sizes), streams or ranks
+    if unit % shares:
+        named = f"training.streams = {streams}" if streams else f"--ranks {ranks}"
+        wanted = sorted({*world_sizes, shares})
+        raise UsageError(
+            f"{named}: sequences.world_sizes = {list(world_sizes)} plans row groups in multiples of {unit}, "
+            f"which {shares} streams, one or more a rank, cannot share equally. Take another number, or add {shares} "
+            f"to the key: --set 'sequences.world_sizes={wanted}'."
         )
 
 

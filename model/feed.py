@@ -41,7 +41,7 @@ class DataFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """What one rank reads of one split."""
+    """What one stream, or one rank, reads of one split."""
 
     split: str
     files: tuple[DataFile, ...]
@@ -52,13 +52,13 @@ class Shard:
         return sum(file.rows for file in self.files)
 
 
-def planned_shard(split: str, files: Sequence[DataFile], rank: int, size: int) -> Shard:
-    """Files rank, rank + size, … in order of path: Petastorm's own deal by row group, made by us.
+def planned_shard(split: str, files: Sequence[DataFile], stream: int, streams: int) -> Shard:
+    """Files stream, stream + streams, … in order of path: Petastorm's own deal by row group, made by us.
 
-    So a rank opens its own files only, and how many rows it gets is known before anything is read.
+    So a rank opens its own files only, and how many rows a stream has is known before anything is read.
 
     Raises:
-        ModelError: the split is empty, or its row groups do not divide among the ranks.
+        ModelError: the split is empty, or its row groups do not divide among the streams.
     """
     groups = len(files)
     if sum(file.rows for file in files) == 0:
@@ -66,15 +66,15 @@ def planned_shard(split: str, files: Sequence[DataFile], rank: int, size: int) -
             f"The {split} split of training_sequences_v1 has no rows, so there is nothing to learn from or to stop by. "
             "Use a longer log, or move the split (section sequences of the configuration); run jobs.sequences again."
         )
-    if groups % size != 0:
-        planned = ", ".join(str(ranks) for ranks in range(1, groups + 1) if groups % ranks == 0)
-        why = "fewer row groups than ranks" if groups < size else "some ranks would get more than others"
+    if groups % streams != 0:
+        planned = ", ".join(str(number) for number in range(1, groups + 1) if groups % number == 0)
+        why = "fewer row groups than streams" if groups < streams else "some streams would get more than others"
         raise ModelError(
-            f"The {split} split has {groups} row groups for {size} ranks: {why}, and ranks that take different "
-            f"numbers of steps wait for each other for ever. It was written for {planned} ranks: start as many, "
-            f"or add {size} to sequences.world_sizes and run jobs.sequences again."
+            f"The {split} split has {groups} row groups for {streams} streams: {why}, and every stream must take the "
+            f"same number of steps. It was written for {planned} streams: set training.streams to one of these (0 "
+            f"takes as many streams as ranks), or add {streams} to sequences.world_sizes and run jobs.sequences again."
         )
-    return Shard(split, tuple(sorted(files)[rank::size]))
+    return Shard(split, tuple(sorted(files)[stream::streams]))
 
 
 def blocks(shard: Shard, length: int, passes: int | None, seed: int | None = None) -> Iterator[Block]:

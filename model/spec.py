@@ -28,11 +28,13 @@ class NetworkSpec(BaseModel):
 
 
 class TrainingSpec(BaseModel):
-    """How the weights are found. `batch_rows` is per rank; everything else is the same on all ranks."""
+    """How the weights are found; the same on all ranks. `batch_rows` is per stream and backward pass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    streams: int = Field(ge=0)
     batch_rows: int = Field(ge=1)
+    backward_passes_per_step: int = Field(ge=1)
     max_epochs: int = Field(ge=1)
     patience_epochs: int = Field(ge=1)
     select_by: Literal["loss", "ndcg"]
@@ -49,6 +51,7 @@ class TrainingSpec(BaseModel):
     negatives: int = Field(ge=1)
     negative_power: float = Field(ge=0.0, le=1.0)
     shuffle_rows: int = Field(ge=0)
+    checkpoint_steps: int = Field(ge=0)
     checkpoints_kept: int = Field(ge=1)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)

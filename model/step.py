@@ -1,9 +1,12 @@
 """One training step and one validation step, as graphs traced once.
 
+A rank that serves one stream takes a step in one graph. With several batches a step (streams, or backward passes) their
+gradients are added up first, so that ranks still exchange once.
+
 Letters: B rows, L positions, P positions with a target, H units.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,13 +22,14 @@ from model.losses import Negatives, NegativeSampler, full_softmax, head_loss
 from model.network import Network, Tensor, following, seed_at, training_query
 from model.optimizer import Adam
 from model.spec import TrainingSpec
-from model.workers import Workers, threads_in_use
+from model.streams import StreamBatch, stream_seed
+from model.workers import SingleProcess, Workers, threads_in_use
 
 KINDS = (c.ITEM, c.CATEGORY)
 TOP = 10  # validation's HR@10 and NDCG@10
 
-# Places in a step's stream of random numbers; the network's own dropout takes 0 and up.
-_SEEDS_PER_STEP, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
+# Places in a batch's stream of random numbers; the network's own dropout takes 0 and up.
+_SEEDS_PER_BATCH, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
 _SEEDS_PER_PART = 104_729  # between the parts of a batch
 
 
@@ -79,13 +83,27 @@ class Steps:
             self._samplers[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
         rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS}
-        number, rate = tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
-        self._train = tf.function(self._train_graph, input_signature=[rows, number, rate])
+        seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
+        self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
+        self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
+        self._apply: Any = None  # made when the first gradients tell which of them are sparse
         self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
 
-    def train(self, batch: feed.Block, step: int, learning_rate: float) -> TrainSums:
-        """Move the weights once, the same on every rank. step: 1 for the first."""
-        sums = self._train(batch, np.int32(step), np.float32(learning_rate))
+    def train(self, batches: Sequence[StreamBatch], step: int, learning_rate: float) -> TrainSums:
+        """Move the weights once, the same on every rank, by all ranks' gradients together. step: 1 for the first."""
+        inputs = [(batch.rows, self._seed(batch.stream, batch.number)) for batch in batches]
+        number, rate = np.int32(step), np.float32(learning_rate)
+        if len(inputs) == 1:
+            sums = self._train(*inputs[0], number, rate)
+        else:
+            gradients, sums = _added([self._gradients(*rows_and_seed) for rows_and_seed in inputs])
+            if self._apply is None:
+                specs = (
+                    [_any_rows(gradient) for gradient in gradients],
+                    *map(tf.type_spec_from_value, (sums, number, rate)),
+                )
+                self._apply = tf.function(self._apply_graph, input_signature=specs)
+            sums = self._apply(gradients, sums, number, rate)
         return TrainSums(*sums.numpy().tolist())
 
     def validate(self, batch: feed.Block, n_rows: int) -> ValidSums:
@@ -93,20 +111,22 @@ class Steps:
         sums = self._validate(batch, np.int32(n_rows))
         return ValidSums(*sums.numpy().tolist())
 
-    def _train_graph(self, batch: Mapping[str, Tensor], step: Tensor, learning_rate: Tensor) -> Tensor:
+    def _train_graph(self, batch: Mapping[str, Tensor], seed: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
+        return self._apply_graph(*self._gradient_graph(batch, seed), step, learning_rate)
+
+    def _apply_graph(self, gradients: Sequence[Any], sums: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
         # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
-        gradients, sums = self._gradients(batch, self._seed(step))
         *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
         count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
-        gradients = [
-            scaled(gradient if self._workers.size == 1 else compact(gradient), 1.0 / count) for gradient in gradients
-        ]
+        if not isinstance(self._workers, SingleProcess):
+            gradients = [compact(gradient) for gradient in gradients]  # ranks name the same rows
+        gradients = [scaled(gradient, 1.0 / count) for gradient in gradients]
         gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
         self.optimizer.apply(dict(zip(self._network.weights, gradients, strict=True)), learning_rate, step)
         return sums
 
-    def _gradients(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[list[Any], Tensor]:
-        """Gradients of the batch's summed loss by weight, and its TrainSums as one vector.
+    def _gradient_graph(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[list[Any], Tensor]:
+        """Gradients of the loss summed over a batch, in the order of the weights, and its TrainSums as one vector.
 
         The batch is cut into one part for each thread, and each part goes through the network by itself: a step of a
         recurrence is too small to be shared by threads without waiting for one another.
@@ -153,10 +173,10 @@ class Steps:
             sums += [loss, _count(targets >= c.FIRST_ID)]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
 
-    def _seed(self, step: Tensor) -> Tensor:
-        # Every rank and step has its own dropout; a run that resumes at this step draws the same again.
-        own = (self._spec.seed + 7919 * self._workers.rank) % (2**31 - 1)
-        return tf.stack([tf.constant(own, tf.int32), step * _SEEDS_PER_STEP])
+    def _seed(self, stream: int, number: int) -> NDArray[np.int32]:
+        # Every batch of every stream has its own dropout and negatives, whichever rank takes it, and however often.
+        place = number * _SEEDS_PER_BATCH % (2**31 - _SEEDS_PER_BATCH)
+        return np.array([stream_seed(self._spec.seed, stream), place], np.int32)
 
     def _validate_graph(self, batch: Mapping[str, Tensor], n_rows: Tensor) -> Tensor:
         logits = self._network.last(batch, batch[c.LENGTH], batch[c.NEXT_GAP])
@@ -192,3 +212,17 @@ def _parts(batch: Mapping[str, Tensor], n_parts: int) -> list[dict[str, Tensor]]
     n_rows = tf.shape(batch[c.LENGTH])[0]
     ends = [n_rows * at // n_parts for at in range(n_parts + 1)]
     return [{name: values[start:end] for name, values in batch.items()} for start, end in pairwise(ends)]
+
+
+def _added(parts: Sequence[tuple[Sequence[Any], Tensor]]) -> tuple[list[Any], Tensor]:
+    """Sum of several batches' gradients and TrainSums."""
+    gradients, sums = zip(*parts, strict=True)
+    return [added(same) for same in zip(*gradients, strict=True)], tf.add_n(sums)
+
+
+def _any_rows(gradient: Any) -> Any:
+    """What a graph is told of a gradient; a sparse one may have any number of rows."""
+    if isinstance(gradient, tf.IndexedSlices):
+        types = gradient.values.dtype, gradient.indices.dtype, gradient.dense_shape.dtype
+        return tf.IndexedSlicesSpec(gradient.shape, *types, indices_shape=tf.TensorShape([None]))
+    return tf.TensorSpec(gradient.shape, gradient.dtype)

@@ -4,24 +4,28 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from features import columns as c
-from model import feed
-from model.checkpoint import Checkpoints, Progress
-from model.network import Network
-from model.preflight import agree
+from model import feed, streams
+from model.checkpoint import Checkpoint, Checkpoints, Progress
+from model.network import Network, Tensor
+from model.preflight import agree, library_versions
 from model.spec import NetworkSpec, Sizes, TrainingSpec
 from model.step import KINDS, Steps, TrainSums, ValidSums
 from model.workers import Workers, guarded, stop_all, together
 
 PROGRESS_S = 10.0  # seconds between two progress lines within an epoch
+
+# Settings that may change between two starts of one training: the weights are the same with any of their values.
+_SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "threads"}
 
 Counts = dict[str, NDArray[np.int64]]
 
@@ -39,9 +43,11 @@ class Task:
 
     @property
     def identity(self) -> str:
-        """Hash of all that shapes the weights, but for the number of ranks."""
-        specs = [self.network.model_dump(), self.training.model_dump(), self.sizes.model_dump()]
-        return hashlib.sha256(json.dumps([specs, dict(self.facts)], sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of all that shapes the weights, but for the number of streams where ranks decide it."""
+        training = self.training.model_dump(exclude=_SHAPES_NOTHING)
+        facts = {name: value for name, value in self.facts.items() if name != "configuration"}
+        specs = [self.network.model_dump(), training, self.sizes.model_dump(), facts]
+        return hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -68,99 +74,120 @@ class _Run:
     def __init__(self, task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
         self._task, self._workers, self._checkpoints, self._say = task, workers, checkpoints, say
         self._spec = task.training
-        self._train_shard, self._valid_shard, own = together(workers, self._look_at_data)
-        self._steps_per_epoch = agree(
-            workers,
-            {**task.facts, "settings": task.identity},
-            self._train_shard.rows,
-            self._spec.batch_rows,
-        )
-        counts = {kind: workers.sum(own[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
         self.network = Network(task.network, task.sizes, self._spec.seed)
-        for kind in KINDS:
-            self.network.start_bias(kind, counts[kind])
-        self._steps = Steps(self.network, self._spec, workers, counts)
-        self._best: dict[str, NDArray[Any]] = {}
-        self._progress = Progress(self._identity, 0, 0, 0, False, ())
-
-    @property
-    def _identity(self) -> str:
-        return f"{self._task.identity}-{self._workers.size}"
-
-    def _look_at_data(self) -> tuple[feed.Shard, feed.Shard, Counts]:
-        """This rank's shards, each read once whole: targets counted, a torn or unfit file found before step 1."""
-        rank, size, sizes = self._workers.rank, self._workers.size, self._task.sizes
-        train_shard = feed.planned_shard(c.TRAIN, self._task.train, rank, size)
-        valid_shard = feed.planned_shard(c.VALID, self._task.valid, rank, size)
-        feed.target_counts(valid_shard, sizes)
-        return train_shard, valid_shard, feed.target_counts(train_shard, sizes)
+        with tf.device("CPU"):
+            self._best = {name: tf.Variable(tf.zeros_like(value)) for name, value in self.network.weights.items()}
 
     def outcome(self) -> Outcome:
-        self._resume()
-        if not self._progress.is_finished:
-            batches = feed.training_batches(
-                self._train_shard,
-                self._task.sizes.length,
-                self._spec.batch_rows,
-                self._spec.shuffle_rows,
-                self._spec.seed + 7919 * self._workers.rank,
-                skip_batches=self._progress.step,
-            )
-            while not self._progress.is_finished:
-                self._epoch(batches)
-        if self._workers.rank == 0:
-            self.network.set_weights(self._best)
-        self._workers.broadcast(list(self.network.weights.values()))
+        self._join()
+        while not self._progress.is_finished:
+            self._epoch()
+        for name, weight in self.network.weights.items():
+            weight.assign(self._best[name])
         return Outcome(self.network, self._progress.best_epoch, self._progress.history)
 
-    def _resume(self) -> None:
-        """Take up rank 0's newest checkpoint, on all ranks; without one, rank 0's first weights."""
-        found = together(
-            self._workers,
-            lambda: self._checkpoints.newest(self._identity, self._say) if self._workers.rank == 0 else None,
-        )
-        state = self._workers.gather(None if found is None else vars(found[0]))[0]
-        if found is not None:
-            _assign(self.network.weights, found[1], "weight/")
-            _assign(self._steps.optimizer.state, found[1], "optimizer/")
-            self._best = _part(found[1], "best/")
-        if state is not None:
-            self._progress = Progress(**{**state, "history": tuple(state["history"])})
-            self._say(f"going on after epoch {self._progress.epoch} of an earlier run of the same training")
-        variables = [*self.network.weights.values(), *self._steps.optimizer.state.values()]
-        self._workers.broadcast(variables)
+    def _join(self) -> None:
+        """Agree with the other ranks on what is trained and from where on, and take this rank's streams."""
+        workers, task, spec = self._workers, self._task, self._spec
+        agree(workers, {**library_versions(), **task.facts, "settings": task.identity})
+        found = together(workers, self._newest)
+        state = workers.gather(None if found is None else asdict(found.progress))[0]
+        if state is None:
+            self._progress = Progress(task.identity, spec.seed, spec.streams or workers.size)
+        else:
+            self._progress = Progress.from_json(state)
+            self._say(_resumed_line(self._progress, workers.size))
+        own_counts = together(workers, self._take_streams)
+        agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
+        counts = {kind: workers.sum(own_counts[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
+        for kind in KINDS:
+            self.network.start_bias(kind, counts[kind])
+        self._steps = Steps(self.network, spec, workers, counts)
+        together(workers, partial(self._take_up, found))
+        workers.broadcast(list(self._variables.values()))
 
-    def _epoch(self, batches: Iterator[feed.Block]) -> None:
-        epoch, step, started = self._progress.epoch + 1, self._progress.step, time.monotonic()
-        figures = _TrainFigures(self._say, f"epoch {epoch}/{self._spec.max_epochs}", self._steps_per_epoch)
-        for _ in range(self._steps_per_epoch):
-            step += 1
-            batch, rate = next(batches), self._learning_rate(epoch, step)
-            sums = guarded(partial(self._steps.train, batch, step, rate))
-            if not all(map(math.isfinite, sums)):
-                stop_all(
-                    self._workers,
-                    f"The loss is not a number at step {step} (epoch {epoch}): the weights ran away. Lower "
-                    f"training.learning_rate (now {self._spec.learning_rate}) or training.clip_norm (now "
-                    f"{self._spec.clip_norm}) and start again; the checkpoint before it is whole.",
-                )
+    def _newest(self) -> Checkpoint | None:
+        """Rank 0's newest checkpoint of this training; other ranks have none."""
+        return self._checkpoints.newest(self._task.identity, self._say) if self._workers.rank == 0 else None
+
+    def _take_streams(self) -> Counts:
+        """Deal the streams, and read this rank's once whole: a torn or unfit file is found before step 1.
+
+        Returns how often each id is a target in them.
+        """
+        task, n_streams = self._task, self._progress.streams
+        own = streams.own_streams(n_streams, self._workers.rank, self._workers.size)
+        self._steps_per_epoch = streams.steps_per_epoch(task.train, n_streams, self._spec)
+        self._valid_shard = streams.shard_of(c.VALID, task.valid, n_streams, own)
+        feed.target_counts(self._valid_shard, task.sizes)
+        counts = feed.target_counts(streams.shard_of(c.TRAIN, task.train, n_streams, own), task.sizes)
+        self._batches = streams.step_batches(
+            task.train, task.sizes.length, self._spec, n_streams, own, self._progress.step
+        )
+        return counts
+
+    def _take_up(self, found: Checkpoint | None) -> None:
+        for name, value in found.tensors() if found is not None else ():
+            self._variables[name].assign(value)
+
+    @property
+    def _variables(self) -> dict[str, Tensor]:
+        """All that makes up the state of a training besides its progress, by name."""
+        named = {f"weight/{name}": value for name, value in self.network.weights.items()}
+        named |= {f"optimizer/{name}": value for name, value in self._steps.optimizer.state.items()}
+        return named | (
+            {f"best/{name}": value for name, value in self._best.items()} if self._progress.best_epoch else {}
+        )
+
+    def _epoch(self) -> None:
+        """Train one epoch, or what is left of it, and decide what follows; the same on every rank."""
+        epoch, last = self._progress.epoch + 1, (self._progress.epoch + 1) * self._steps_per_epoch
+        figures = _TrainFigures(
+            self._say, f"epoch {epoch}/{self._spec.max_epochs}", self._steps_per_epoch, self._progress
+        )
+        for step in range(self._progress.step + 1, last + 1):
+            rate = self._learning_rate(epoch, step)
+            sums = guarded(partial(self._steps.train, next(self._batches), step, rate))
+            self._check_numbers(sums, step, epoch)
             figures.add(sums)
-        row = {"epoch": epoch, "learning_rate": rate, **figures.row(), **self._validate()}
-        row["seconds"] = round(time.monotonic() - started, 3)
+            if self._spec.checkpoint_steps and step % self._spec.checkpoint_steps == 0 and step < last:
+                self._progress = replace(self._progress, step=step, **figures.state())
+                together(self._workers, self._checkpoint)
+        row = {"epoch": epoch, "learning_rate": self._learning_rate(epoch, last), **figures.row(), **self._validate()}
+        self._check_numbers(row.values(), last, epoch)
+        row["seconds"] = round(figures.seconds, 3)
         history = (*self._progress.history, row)
         best_epoch = best_of(history, self._spec)
         is_finished = epoch == self._spec.max_epochs or epoch - best_epoch >= self._spec.patience_epochs
-        self._progress = Progress(self._identity, epoch, step, best_epoch, is_finished, history)
+        if epoch == best_epoch:
+            for name, weight in self.network.weights.items():
+                self._best[name].assign(weight)
+        self._progress = replace(
+            self._progress,
+            epoch=epoch,
+            step=last,
+            best_epoch=best_epoch,
+            is_finished=is_finished,
+            history=history,
+            train_sums=(),
+            seconds=0.0,
+        )
         self._say(_epoch_line(row, self._spec.max_epochs, epoch == best_epoch))
-        if epoch == best_epoch and self._workers.rank == 0:
-            self._best = {name: weight.numpy() for name, weight in self.network.weights.items()}
         together(self._workers, self._checkpoint)
+
+    def _check_numbers(self, figures: Iterable[float], step: int, epoch: int) -> None:
+        if not all(map(math.isfinite, figures)):
+            stop_all(
+                self._workers,
+                f"The loss is not a number at step {step} (epoch {epoch}): the weights ran away. Lower "
+                f"training.learning_rate (now {self._spec.learning_rate}) or training.clip_norm (now "
+                f"{self._spec.clip_norm}) and start again.",
+            )
 
     def _learning_rate(self, epoch: int, step: int) -> float:
         spec = self._spec
-        scale = {"none": 1.0, "sqrt": math.sqrt(self._workers.size), "linear": float(self._workers.size)}[
-            spec.lr_scaling
-        ]
+        n_batches = self._progress.streams * spec.backward_passes_per_step  # in a step, over all ranks
+        scale = {"none": 1.0, "sqrt": math.sqrt(n_batches), "linear": float(n_batches)}[spec.lr_scaling]
         warm = min(1.0, step / spec.warmup_steps) if spec.warmup_steps else 1.0
         return spec.learning_rate * scale * warm * spec.lr_epoch_decay ** (epoch - 1)
 
@@ -181,22 +208,29 @@ class _Run:
         return {**row, "valid_loss": _weighted(self._spec, row["valid_item_loss"], row["valid_category_loss"])}
 
     def _checkpoint(self) -> None:
-        if self._workers.rank != 0:
-            return
-        tensors = {f"weight/{name}": weight.numpy() for name, weight in self.network.weights.items()}
-        tensors |= {f"optimizer/{name}": value.numpy() for name, value in self._steps.optimizer.state.items()}
-        tensors |= {f"best/{name}": value for name, value in self._best.items()}
-        self._checkpoints.save(self._progress, tensors)
+        if self._workers.rank == 0:
+            self._checkpoints.save(self._progress, self._variables)
 
 
 class _TrainFigures:
     """Running sums of an epoch's training, and its progress lines. Sums are over all ranks."""
 
-    def __init__(self, say: Callable[[str], None], title: str, steps: int) -> None:
+    def __init__(self, say: Callable[[str], None], title: str, steps: int, progress: Progress) -> None:
+        """progress: where the epoch goes on, if an earlier run took some of its steps."""
         self._say, self._title, self._steps = say, title, steps
-        self._started = self._told = time.monotonic()
-        self._sums = np.zeros(len(TrainSums._fields))
-        self._done = 0
+        self._told = time.monotonic()
+        self._started = self._told - progress.seconds
+        self._sums = np.array(progress.train_sums or np.zeros(len(TrainSums._fields)))
+        self._done = progress.step - progress.epoch * steps
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the epoch so far, by an earlier run too."""
+        return time.monotonic() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """What a later run needs to go on: see Progress."""
+        return {"train_sums": tuple(self._sums.tolist()), "seconds": round(self.seconds, 3)}
 
     def add(self, sums: TrainSums) -> None:
         self._sums += sums
@@ -204,7 +238,7 @@ class _TrainFigures:
         now = time.monotonic()
         if now - self._told >= PROGRESS_S:
             self._told = now
-            row, left_s = self.row(), (now - self._started) / self._done * (self._steps - self._done)
+            row, left_s = self.row(), self.seconds / self._done * (self._steps - self._done)
             self._say(
                 f"{self._title}  step {self._done}/{self._steps}  loss {row['train_item_loss']:.3f} item, "
                 f"{row['train_category_loss']:.3f} category  {row['events_per_s']:,.0f} events/s  {left_s:.0f} s left"
@@ -215,7 +249,7 @@ class _TrainFigures:
         return {
             "train_item_loss": sums.item_loss / max(sums.item_targets, 1.0),
             "train_category_loss": sums.category_loss / max(sums.category_targets, 1.0),
-            "events_per_s": round(sums.positions / (time.monotonic() - self._started), 1),
+            "events_per_s": round(sums.positions / self.seconds, 1),
         }
 
 
@@ -244,13 +278,10 @@ def _epoch_line(row: Mapping[str, float], max_epochs: int, is_best: bool) -> str
     )
 
 
-def _assign(variables: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> None:
-    for name, value in _part(tensors, prefix).items():
-        variables[name].assign(value)
-
-
-def _part(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _resumed_line(progress: Progress, ranks: int) -> str:
+    where = f"epoch {progress.epoch}" + (f", step {progress.step}" if progress.train_sums else "")
+    served = f"; its {progress.streams} streams on {ranks} ranks" if progress.streams != ranks else ""
+    return f"going on after {where} of an earlier run of the same training{served}"
 
 
 def _silent(message: str) -> None:

@@ -99,8 +99,29 @@ class HorovodWorkers:
         self._guarded(lambda: self._hvd.broadcast_variables(list(variables), root_rank=0))
 
     def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """See Workers. One group: Horovod waits for all of it and sends it fused."""
-        return list(self._hvd.grouped_allreduce(list(tensors), op=self._hvd.Sum))
+        """See Workers. Two groups, dense and sparse; Horovod waits for all of a group and sends it fused.
+
+        The names are ours: Horovod pairs tensors of different ranks by name, and ranks may be in different graphs.
+        Not hvd.grouped_allreduce for all: 0.28.1 gives sparse tensors the shapes of wrong ones.
+        """
+        summed = list(tensors)
+        dense = [place for place, tensor in enumerate(tensors) if not isinstance(tensor, tf.IndexedSlices)]
+        sparse = [place for place, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
+        if dense:
+            parts = [tensors[place] for place in dense]
+            sums = self._hvd.grouped_allreduce(parts, op=self._hvd.Sum, name="dense", ignore_name_scope=True)
+            for place, total in zip(dense, sums, strict=True):
+                summed[place] = total
+        if sparse:
+            values, indices = (
+                self._hvd.grouped_allgather(
+                    [getattr(tensors[place], part) for place in sparse], name=part, ignore_name_scope=True
+                )
+                for part in ("values", "indices")
+            )
+            for place, rows, ids in zip(sparse, values, indices, strict=True):
+                summed[place] = tf.IndexedSlices(rows, ids, tensors[place].dense_shape)
+        return summed
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         result = guarded(call)

@@ -35,7 +35,9 @@ NETWORK = NetworkSpec(
     sparse_min_items=0,
 )
 TRAINING = TrainingSpec(
+    streams=0,
     batch_rows=32,
+    backward_passes_per_step=1,
     max_epochs=2,
     patience_epochs=2,
     select_by="loss",
@@ -52,6 +54,7 @@ TRAINING = TrainingSpec(
     negatives=64,
     negative_power=0.75,
     shuffle_rows=1024,
+    checkpoint_steps=0,
     checkpoints_kept=2,
     threads=1,
     seed=7,

@@ -128,10 +128,10 @@ def test_targets_are_counted_once_each(files, rows):
     assert counts[c.CATEGORY].sum() == rows[c.LENGTH].sum()
 
 
-def test_ranks_that_do_not_divide_the_row_groups_are_refused_with_the_way_out(files):
-    with pytest.raises(ModelError, match=r"4 row groups for 3 ranks.*for 1, 2, 4 ranks.*sequences\.world_sizes"):
+def test_streams_that_do_not_divide_the_row_groups_are_refused_with_the_way_out(files):
+    with pytest.raises(ModelError, match=r"4 row groups for 3 streams.*for 1, 2, 4 streams.*sequences\.world_sizes"):
         _shard(files, 0, 3)
-    with pytest.raises(ModelError, match="fewer row groups than ranks"):
+    with pytest.raises(ModelError, match="fewer row groups than streams"):
         _shard(files, 0, 8)
 
 

@@ -6,6 +6,7 @@ from features import columns as c
 from model import step
 from model.network import Network
 from model.step import Steps
+from model.streams import StreamBatch
 from model.workers import SingleProcess
 from tests.model import tables
 
@@ -19,7 +20,7 @@ def _moved(n_parts: int, monkeypatch: pytest.MonkeyPatch, **spec: object) -> dic
     steps = Steps(network, tables.TRAINING.model_copy(update={"adam_epsilon": 1e-3}), SingleProcess(), COUNTS)
     batch = tables.ruled_rows(11, seed=5)
     for number in (1, 2):
-        steps.train(batch, number, 0.01)
+        steps.train([StreamBatch(0, number, batch)], number, 0.01)
     return {name: weight.numpy() for name, weight in network.weights.items()}
 
 
@@ -41,7 +42,7 @@ def test_sparse_and_dense_gradients_of_a_first_step_move_the_same_rows(monkeypat
         network = Network(tables.NETWORK.model_copy(update=spec), tables.SIZES, seed=3)
         steps = Steps(network, tables.TRAINING.model_copy(update={"negatives": 4}), SingleProcess(), COUNTS)
         before = network.weights["embedding/item"].numpy()
-        steps.train(tables.ruled_rows(3, seed=5), 1, 0.01)
+        steps.train([StreamBatch(0, 1, tables.ruled_rows(3, seed=5))], 1, 0.01)
         found.append((before, network.weights["embedding/item"].numpy()))
     (before, sparse), (_, dense) = found
     np.testing.assert_allclose(sparse, dense, atol=1e-6)
@@ -63,5 +64,5 @@ def test_parts_draw_their_own_dropout(monkeypatch: pytest.MonkeyPatch):
         return seeds[-1]
 
     monkeypatch.setattr(Network, "encode", encode)
-    steps._gradients(twice, tf.constant([7, 64]))
+    steps._gradient_graph(twice, tf.constant([7, 64]))
     assert np.abs(seeds[0] - seeds[1]).max() > 0.01

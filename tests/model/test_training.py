@@ -1,6 +1,6 @@
-import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from features import columns as c
-from model import feed, step, training
+from model import feed, step, streams, training
 from model.checkpoint import Checkpoints
 from model.errors import ModelError
 from model.network import Network
+from model.streams import StreamBatch
 from model.training import Outcome, Task, best_of
 from model.workers import SingleProcess
 from tests.model import tables
@@ -66,15 +67,17 @@ def test_smoothing_with_the_sampled_softmax_is_refused(splits, tmp_path: Path):
 
 
 def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_too(splits, tmp_path: Path):
-    """Killed after its second epoch and started again, a run ends bit for bit where an uninterrupted one does."""
+    """Cut off within its second epoch and started again, a run ends bit for bit where an uninterrupted one does."""
     network = {"embedding_dropout": 0.2, "hidden_dropout": 0.2}
-    task = _task(splits, network, max_epochs=3, patience_epochs=3)
-    whole = _train(task, tmp_path / "whole")
-    _stop_after(2, task, tmp_path / "cut")
+    whole = _train(_task(splits, network, max_epochs=2), tmp_path / "whole")
+    task = _task(splits, network, max_epochs=2, checkpoint_steps=20)
+    run = _started(task, tmp_path / "cut")
+    run._epoch()
+    _cut_off(run, after=25)
     said: list[str] = []
     resumed = _train(task, tmp_path / "cut", said)
-    assert said[0] == "going on after epoch 2 of an earlier run of the same training"
-    assert len(resumed.history) == 3
+    assert said[0] == "going on after epoch 1, step 60 of an earlier run of the same training"
+    assert _without_clock(resumed.history) == _without_clock(whole.history)
     for name, weight in _weights(whole).items():
         np.testing.assert_array_equal(weight, _weights(resumed)[name], err_msg=name)
     other = _weights(_train(_task(splits, network, max_epochs=1, seed=8), tmp_path / "other"))
@@ -139,42 +142,112 @@ def test_ranks_break_ties_against_the_target():
     assert rank.numpy()[3] > 1_000_000
 
 
-def test_every_rank_and_step_draws_its_own_random_numbers():
-    def steps(rank: int) -> step.Steps:
-        workers = dataclasses.make_dataclass("Rank", [("rank", int), ("size", int)])(rank, 2)
-        return step.Steps(Network(tables.NETWORK, tables.SIZES), tables.TRAINING, workers, {})
-
-    seeds = {tuple(steps(rank)._seed(number).numpy().tolist()) for rank in (0, 1) for number in (1, 2, 3)}
+def test_every_batch_of_every_stream_draws_its_own_random_numbers():
+    steps = step.Steps(Network(tables.NETWORK, tables.SIZES), tables.TRAINING, SingleProcess(), {})
+    seeds = {tuple(steps._seed(stream, number).tolist()) for stream in (0, 1) for number in (1, 2, 2**24)}
     assert len(seeds) == 6
 
 
 def test_one_graph_serves_every_batch(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     traced: Counter[str] = Counter()
-    whole = step.Steps._gradients
+    whole = step.Steps._gradient_graph
 
     def counted(self: step.Steps, *arguments: Any) -> Any:
         traced["gradients"] += 1
         return whole(self, *arguments)
 
-    monkeypatch.setattr(step.Steps, "_gradients", counted)
+    monkeypatch.setattr(step.Steps, "_gradient_graph", counted)
     _train(_task(splits, max_epochs=2), tmp_path)
     assert traced["gradients"] == 1
 
 
-def test_the_learning_rate_warms_up_decays_and_grows_with_the_ranks(splits, tmp_path: Path):
-    task = _task(splits, warmup_steps=10, lr_epoch_decay=0.5, lr_scaling="sqrt", learning_rate=0.1)
-    run = training._Run(task, SingleProcess(), Checkpoints(str(tmp_path), 2), lambda _line: None)
-    run._workers = dataclasses.make_dataclass("Four", [("rank", int), ("size", int)])(0, 4)
+@pytest.mark.parametrize("head", [{}, {"full_softmax_max_items": 5}], ids=["full", "sampled"])
+def test_several_batches_a_step_move_the_weights_as_one_with_all_rows_does(head, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is dropped, and each batch draws the same negatives. A large epsilon: see test_ranks."""
+    monkeypatch.setattr(step.Steps, "_seed", lambda *_: np.array([1, 2], np.int32))
+    traced: Counter[str] = Counter()
+    whole = step.Steps._apply_graph
+    monkeypatch.setattr(step.Steps, "_apply_graph", lambda *given: (traced.update(["apply"]), whole(*given))[1])
+    rows = tables.ruled_rows(96, seed=4)
+    parts = [{name: values[at : at + 32] for name, values in rows.items()} for at in (0, 32, 64)]
+
+    def trained(batches: list[StreamBatch]) -> tuple[list[step.TrainSums], dict[str, np.ndarray]]:
+        network = Network(tables.NETWORK.model_copy(update={"query_dropout": 0.0, **head}), tables.SIZES, seed=1)
+        counts = {c.ITEM: np.ones(tables.SIZES.items, np.int64)}
+        spec = tables.TRAINING.model_copy(update={"adam_epsilon": 1e-3})
+        steps = step.Steps(network, spec, SingleProcess(), counts)
+        sums = [steps.train(batches, number, 0.01) for number in (1, 2, 3)]
+        return sums, {name: weight.numpy() for name, weight in network.weights.items()}
+
+    one, weights = trained([StreamBatch(0, 1, rows)])
+    traced.clear()
+    several, same = trained([StreamBatch(stream, 1, part) for stream, part in enumerate(parts)])
+    assert several[0].positions == rows[c.LENGTH].sum()
+    np.testing.assert_allclose(several, one, rtol=1e-4)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(same[name], weight, atol=2e-5, err_msg=name)
+    assert traced["apply"] == 1
+
+
+def test_the_learning_rate_warms_up_decays_and_grows_with_the_streams(splits, tmp_path: Path):
+    changes = {"warmup_steps": 10, "lr_epoch_decay": 0.5, "lr_scaling": "sqrt", "learning_rate": 0.1}
+    run = _started(_task(splits, streams=4, **changes), tmp_path)
     assert run._learning_rate(1, 5) == pytest.approx(0.1 * 2 * 0.5)
     assert run._learning_rate(2, 50) == pytest.approx(0.1 * 2 * 0.5)
 
 
+def test_more_ranks_than_streams_are_refused(splits, tmp_path: Path):
+    _stop_after(1, _task(splits), tmp_path)  # streams: 0, so as many as ranks: 1
+    with pytest.raises(ModelError, match=r"2 ranks are too many for a training of 1 stream: .*training\.streams = 2"):
+        streams.own_streams(1, 0, 2)
+    with pytest.raises(ModelError, match=r"train split has 4 row groups for 3 streams"):
+        _train(_task(splits, streams=3), tmp_path / "three")
+
+
+def test_streams_give_each_row_once_whichever_rank_serves_them(splits):
+    spec = tables.TRAINING.model_copy(update={"batch_rows": 25, "backward_passes_per_step": 3})
+
+    def taken(own: Sequence[int], steps: int, start: int = 0) -> list[tuple[int, int, list[int]]]:
+        batches = streams.step_batches(splits["train"], tables.LENGTH, spec, 4, own, start)
+        return [(b.stream, b.number, b.rows[c.ITEM].ravel().tolist()) for step in islice(batches, steps) for b in step]
+
+    alone = sorted(taken(range(4), 6))
+    assert sorted(taken([0, 2], 6) + taken([1], 6) + taken([3], 6)) == alone
+    assert sorted(taken([0, 1], 4) + taken([2, 3], 4) + taken([0, 1, 2, 3], 2, start=4)) == alone
+    assert [number for stream, number, _ in alone if stream == 1] == list(range(1, 19))
+    first_pass = Counter(
+        tuple(rows[at : at + tables.LENGTH]) for _, _, rows in taken(range(4), 5) for at in range(0, len(rows), 8)
+    )
+    written = tables.ruled_rows(1500, seed=1)
+    assert first_pass == Counter(map(tuple, written[c.ITEM].tolist()))
+
+
+def _started(task: Task, folder: Path) -> training._Run:
+    run = training._Run(task, SingleProcess(), Checkpoints(str(folder), 2), lambda _line: None)
+    run._join()
+    return run
+
+
+def _cut_off(run: training._Run, after: int) -> None:
+    """Let a run take some steps of its next epoch and end as a kill would: only its checkpoints stay."""
+    whole, left = run._steps.train, iter(range(after))
+
+    def limited(*given: Any) -> step.TrainSums:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    run._steps.train = limited  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        run._epoch()
+
+
+def _without_clock(history: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in row.items() if name not in ("seconds", "events_per_s")} for row in history]
+
+
 def _stop_after(epochs: int, task: Task, folder: Path) -> None:
     """Let a run go on for some epochs and end as a kill would: only its checkpoints stay."""
-    run = training._Run(task, SingleProcess(), Checkpoints(str(folder), 2), lambda _line: None)
-    run._resume()
-    options = (task.sizes.length, task.training.batch_rows, task.training.shuffle_rows, task.training.seed)
-    batches = feed.training_batches(run._train_shard, *options)
+    run = _started(task, folder)
     for _ in range(epochs):
-        run._epoch(batches)
-    assert list(islice(batches, 1))
+        run._epoch()

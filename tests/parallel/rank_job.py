@@ -1,12 +1,14 @@
 """One rank of a training on a tiny table; run by the tests as a process of its own, alone or under horovodrun.
 
-Usage: python -m tests.parallel.rank_job FOLDER CASE. FOLDER holds `case.json` and the splits. Writes
-`weights-RANK.npz` on success.
+Usage: python -m tests.parallel.rank_job FOLDER CASE. FOLDER holds `CASE.json` and the splits. Writes
+`CASE-weights-RANK.npz` and `CASE-history-RANK.json` on success, and in `CASE-record-PID.txt` a line for each step it
+took part in: the step, then stream:number of each batch of its own. A step that was not exchanged leaves no line.
 """
 
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -43,26 +45,30 @@ def _main(arguments: argparse.Namespace) -> None:
         splits["valid"],
         {"configuration": own.get("configuration", "same")},
     )
-    if "die_at" in own:
-        _die_at(int(own["die_at"]))
+    _watch_steps(arguments.folder / f"{arguments.case}-record-{os.getpid()}.txt", own.get("die_at"))
     folder = arguments.folder / f"{arguments.case}-rank-{rank}"  # of its own: what is in it was written by this rank
     outcome = train(task, workers, Checkpoints(str(folder / "checkpoints"), 2), print)
     weights = {name: weight.numpy() for name, weight in outcome.network.weights.items()}
     np.savez(arguments.folder / f"{arguments.case}-weights-{rank}.npz", **weights)
+    (arguments.folder / f"{arguments.case}-history-{rank}.json").write_text(json.dumps(outcome.history))
 
 
-def _die_at(step: int) -> None:
-    """Be killed, as the kernel does when memory is short, instead of taking a step."""
+def _watch_steps(record: Path, die_at: int | None) -> None:
+    """Record each step that was taken, or be killed instead of one, as the kernel does when memory is short."""
     from model import step as steps
+    from model.streams import StreamBatch
 
     whole = steps.Steps.train
 
-    def train(self: steps.Steps, batch: object, number: int, rate: float) -> object:
-        if number == step:
-            os.kill(os.getpid(), 9)
-        return whole(self, batch, number, rate)  # type: ignore[arg-type]
+    def train(self: steps.Steps, batches: tuple[StreamBatch, ...], step: int, rate: float) -> steps.TrainSums:
+        if step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sums = whole(self, batches, step, rate)
+        print(step, *(f"{batch.stream}:{batch.number}" for batch in batches), file=lines, flush=True)
+        return sums
 
-    steps.Steps.train = train  # type: ignore[method-assign,assignment]
+    lines = record.open("a", encoding="utf-8")
+    steps.Steps.train = train  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
