@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from petastorm import make_batch_reader
+from petastorm.arrow_reader_worker import ArrowReaderWorker
+from petastorm.fs_utils import get_filesystem_and_path_or_paths
+from petastorm.reader import Reader
+from petastorm.workers_pool import EmptyResultError
+from petastorm.workers_pool.thread_pool import ThreadPool
 
 from features import columns as c
 from model.errors import ModelError
@@ -91,20 +96,21 @@ def blocks(shard: Shard, length: int, passes: int | None, seed: int | None = Non
         return
     n_read, n_passes = 0, 0
     try:
-        reader = make_batch_reader(
-            paths,
+        filesystem, places = get_filesystem_and_path_or_paths(paths)
+        reader = Reader(
+            filesystem,
+            places,
             schema_fields=[f"^{name}$" for name in COLUMNS],
-            reader_pool_type="thread",
-            workers_count=_READER_THREADS,
-            results_queue_size=_RESULTS_QUEUE,
+            reader_pool=ThreadPool(_READER_THREADS, _RESULTS_QUEUE),
+            worker_class=_BlockWorker,
             shuffle_row_groups=seed is not None,
             seed=None if seed is None else 1 + seed,  # Petastorm takes seed 0 for "no seed"
             num_epochs=None,
-            convert_early_to_numpy=True,
+            is_batched_reader=True,
         )
         try:
-            for group in reader:
-                block = _block(group, shard, length)
+            for columns in reader:
+                block = _block(columns, shard, length)
                 n_read += len(block[c.LENGTH])
                 if n_read > shard.rows:
                     raise ModelError(
@@ -189,19 +195,59 @@ def target_counts(shard: Shard, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
     return counts
 
 
-def _block(group: Any, shard: Shard, length: int) -> Block:
+class _BlockWorker(ArrowReaderWorker):  # type: ignore[misc]
+    """Petastorm's worker, with its queues, order and errors, and a row group handed on as whole arrays.
+
+    Its own worker copies a row group twice and stacks list columns row by row: a quarter of this one's speed.
+    """
+
+    @staticmethod
+    def new_results_queue_reader() -> "_BlockReader":
+        return _BlockReader()
+
+    def process(self, piece_index: int, **_predicate_and_drops: Any) -> None:
+        """Read one row group and publish its columns, as Arrow has them."""
+        piece = self._split_pieces[piece_index]
+        with self._filesystem.open(piece.path, "rb") as file:
+            source = pq.ParquetFile(file)
+            names = [name for name in COLUMNS if name in source.schema_arrow.names]
+            self.publish_func(source.read_row_group(piece.row_group or 0, columns=names))
+
+
+class _BlockReader:
+    """Takes from the queue what a worker published."""
+
+    batched_output = True
+
+    def read_next(self, workers_pool: Any, _schema: Any, _ngram: Any) -> pa.Table:
+        """The columns of the next row group; StopIteration after the last."""
+        try:
+            return workers_pool.get_results()
+        except EmptyResultError:
+            raise StopIteration from None
+
+
+def _block(columns: pa.Table, shard: Shard, length: int) -> Block:
+    """The arrays behind a row group's columns, without copying them."""
     block: Block = {}
     for name in COLUMNS:
-        values = getattr(group, name, None)
-        if values is None:
+        if name not in columns.column_names:
             raise ModelError(f"{shard.files[0].path} has no column {name}. Run jobs.sequences for that day again.")
-        wanted = (length,) if name in c.CHANNELS else ()
-        if values.dtype != np.int32 or values.shape[1:] != wanted:
+        column = columns[name].combine_chunks()
+        is_list = pa.types.is_list(column.type)
+        values = column.flatten() if is_list else column
+        lengths = np.unique(np.diff(column.offsets.to_numpy())).tolist() if is_list else []
+        if values.type != pa.int32() or lengths != ([length] if name in c.CHANNELS else []):
             raise ModelError(
-                f"Column {name} of the {shard.split} split is {values.dtype}{list(values.shape[1:])}, expected "
-                f"int32{list(wanted)}. Run jobs.sequences for that day again with the length of this configuration."
+                f"Column {name} of the {shard.split} split is {values.type}{lengths}, expected int32"
+                f"{[length] if name in c.CHANNELS else []}. Run jobs.sequences for that day again with the length of "
+                "this configuration."
             )
-        block[name] = values
+        if column.null_count or values.null_count:
+            raise ModelError(
+                f"Column {name} of the {shard.split} split holds nulls. Run jobs.sequences for that day again."
+            )
+        block[name] = values.to_numpy().reshape(-1, length) if is_list else values.to_numpy()
     return block
 
 

@@ -1,0 +1,145 @@
+"""Rows of sequences from Parquet into tensors: the project's feed against pyarrow alone on the same files.
+
+Ours: row groups in a shuffled order through Petastorm, rows mixed in a buffer, batches cut, each column a tf.Tensor.
+Peer: pyarrow.parquet.read_table of the same columns, file after file, with all cores, and nothing else.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from benchmarks.report import Row, in_turn, report
+from benchmarks.train_parts import Case, batches
+from features import columns as c
+from model import feed
+
+_ROWS_PER_FILE = 16_384  # about 16 MiB in memory, as sequences.row_group_mib of conf/base.yaml
+_MIB = 1 << 20
+
+
+def write_rows(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, ...]:
+    """Files of one row group each, written as jobs.sequences writes them; lengths spread from 2 to `length`."""
+    folder.mkdir(parents=True)
+    rng, files = np.random.default_rng(0), []
+    for number in range(n_files):
+        case = Case(rows=_ROWS_PER_FILE // 8, length=length, items=20_002)
+        made = batches(case, seed=number)
+        rows = {name: np.concatenate([batch[name] for batch in made]) for name in feed.COLUMNS}
+        rows[c.LENGTH] = rng.integers(2, length + 1, len(rows[c.LENGTH])).astype(np.int32)
+        padding = np.arange(length)[None, :] >= rows[c.LENGTH][:, None]
+        for name in c.CHANNELS:
+            rows[name][padding] = c.PAD
+        path = folder / f"group-{number:05d}.parquet"
+        columns = {
+            name: pa.array(
+                list(values) if values.ndim == 2 else values, pa.list_(pa.int32()) if values.ndim == 2 else None
+            )
+            for name, values in rows.items()
+        }
+        pq.write_table(pa.table(columns), path, row_group_size=_ROWS_PER_FILE, compression="snappy")
+        files.append(feed.DataFile(str(path), _ROWS_PER_FILE))
+    return tuple(files)
+
+
+def through_the_feed(shards: Sequence[feed.Shard], length: int, passes: int, batch_rows: int = 256) -> int:
+    """Read each shard `passes` times, in turn batch by batch; → rows that became tensors."""
+    readers = [feed.training_batches(shard, length, batch_rows, 16_384, seed=1) for shard in shards]
+    steps = passes * shards[0].rows // batch_rows
+    for _ in range(steps):
+        for reader in readers:
+            tensors = {name: tf.convert_to_tensor(values) for name, values in next(reader).items()}
+    assert set(tensors) == set(feed.COLUMNS)
+    return steps * batch_rows * len(readers)
+
+
+def pyarrow_alone(files: Iterable[feed.DataFile]) -> int:
+    """Read each file once → rows."""
+    return sum(pq.read_table(file.path, columns=list(feed.COLUMNS)).num_rows for file in files)
+
+
+def same_rows(files: tuple[feed.DataFile, ...], length: int) -> bool:
+    """Whether a pass of the feed holds the very rows of the files, whatever their order."""
+    shard = feed.planned_shard(c.TRAIN, files, 0, 1)
+    stream = feed.training_batches(shard, length, 256, 16_384, seed=1)
+    found = np.concatenate([_lines(next(stream)) for _ in range(shard.rows // 256)])
+    wanted = np.concatenate([_lines(block) for block in feed.blocks(shard, length, passes=1)])
+    tables = pa.concat_tables([pq.read_table(file.path, columns=list(feed.COLUMNS)) for file in files])
+    plain = np.column_stack([np.stack(tables[name].to_numpy()).reshape(len(tables), -1) for name in feed.COLUMNS])
+    order = [np.lexsort(rows.T) for rows in (found, wanted, plain)]
+    first, second, third = (rows[at] for rows, at in zip((found, wanted, plain), order, strict=True))
+    return np.array_equal(first, second) and np.array_equal(second, third)
+
+
+def _lines(block: feed.Block) -> np.ndarray:
+    return np.column_stack([block[name].reshape(len(block[c.LENGTH]), -1) for name in feed.COLUMNS])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.feed", description=__doc__)
+    parser.add_argument("--files", type=int, default=24, help="files of 16,384 rows (default: 24)")
+    parser.add_argument("--length", type=int, default=50, help="events of a row (default: 50)")
+    parser.add_argument("--passes", type=int, default=20, help="passes for the memory check (default: 20)")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each; the median is reported (default: 5)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
+    arguments = parser.parse_args(argv)
+    length, rows = arguments.length, []
+    with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
+        files = write_rows(Path(place) / "rows", arguments.files, length)
+        if not same_rows(files[:4], length):
+            print("error: the feed does not give the rows of the files", file=sys.stderr)
+            return 1
+        n_rows = sum(file.rows for file in files)
+        for readers in (1, 2):
+            shards = [feed.planned_shard(c.TRAIN, files, rank, readers) for rank in range(readers)]
+            works = {
+                "ours": lambda shards=shards: through_the_feed(shards, length, passes=1),
+                "peer": lambda: pyarrow_alone(files),
+            }
+            found = in_turn(works, arguments.runs)
+            own, peer = (n_rows / found[name][0] for name in ("ours", "peer"))
+            case = f"{readers} reader{'s' if readers > 1 else ''}"
+            rows.append(
+                Row(
+                    "feed",
+                    case,
+                    "rows_s",
+                    "1/s",
+                    own,
+                    peer,
+                    "pyarrow alone",
+                    "higher",
+                    arguments.runs,
+                    found["ours"][1],
+                )
+            )
+        rows.append(_memory(files, length, arguments.passes))
+    report(rows, arguments.json)
+    return 0
+
+
+def _memory(files: tuple[feed.DataFile, ...], length: int, passes: int) -> Row:
+    """Resident memory after the last of many passes against that after the second."""
+    shard, process = feed.planned_shard(c.TRAIN, files, 0, 1), psutil.Process()
+    stream = feed.training_batches(shard, length, 256, 16_384, seed=1)
+    held, started = [], perf_counter()
+    for _ in range(passes):
+        for _ in range(shard.rows // 256):
+            next(stream)
+        held.append(process.memory_info().rss / _MIB)
+    print(f"{passes} passes of {shard.rows:,} rows in {perf_counter() - started:.1f} s", file=sys.stderr)
+    case = f"memory, {passes} passes"
+    return Row("feed", case, "rss", "MiB", held[-1], held[1], "after 2 passes", "lower", 1, max(held))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
