@@ -21,6 +21,7 @@ from benchmarks.report import Row, in_turn, report
 from benchmarks.train_parts import Case, batches
 from features import columns as c
 from model import feed
+from model.batches import COLUMNS, Block, buckets_of
 
 _ROWS_PER_FILE = 16_384  # about 16 MiB in memory, as sequences.row_group_mib of conf/base.yaml
 _MIB = 1 << 20
@@ -33,7 +34,7 @@ def write_rows(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, 
     for number in range(n_files):
         case = Case(rows=_ROWS_PER_FILE // 8, length=length, items=20_002)
         made = batches(case, seed=number)
-        rows = {name: np.concatenate([batch[name] for batch in made]) for name in feed.COLUMNS}
+        rows = {name: np.concatenate([batch[name] for batch in made]) for name in COLUMNS}
         rows[c.LENGTH] = rng.integers(2, length + 1, len(rows[c.LENGTH])).astype(np.int32)
         padding = np.arange(length)[None, :] >= rows[c.LENGTH][:, None]
         for name in c.CHANNELS:
@@ -52,35 +53,37 @@ def write_rows(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, 
 
 def through_the_feed(shards: Sequence[feed.Shard], length: int, passes: int, batch_rows: int = 256) -> int:
     """Read each shard `passes` times, in turn batch by batch; → rows that became tensors."""
-    readers = [feed.training_batches(shard, length, batch_rows, 16_384, seed=1) for shard in shards]
+    readers = [
+        feed.training_batches(shard, length, buckets_of((), length, batch_rows), 16_384, seed=1) for shard in shards
+    ]
     steps = passes * shards[0].rows // batch_rows
     for _ in range(steps):
         for reader in readers:
             tensors = {name: tf.convert_to_tensor(values) for name, values in next(reader).items()}
-    assert set(tensors) == set(feed.COLUMNS)
+    assert set(tensors) == set(COLUMNS)
     return steps * batch_rows * len(readers)
 
 
 def pyarrow_alone(files: Iterable[feed.DataFile]) -> int:
     """Read each file once → rows."""
-    return sum(pq.read_table(file.path, columns=list(feed.COLUMNS)).num_rows for file in files)
+    return sum(pq.read_table(file.path, columns=list(COLUMNS)).num_rows for file in files)
 
 
 def same_rows(files: tuple[feed.DataFile, ...], length: int) -> bool:
     """Whether a pass of the feed holds the very rows of the files, whatever their order."""
     shard = feed.planned_shard(c.TRAIN, files, 0, 1)
-    stream = feed.training_batches(shard, length, 256, 16_384, seed=1)
+    stream = feed.training_batches(shard, length, buckets_of((), length, 256), 16_384, seed=1)
     found = np.concatenate([_lines(next(stream)) for _ in range(shard.rows // 256)])
     wanted = np.concatenate([_lines(block) for block in feed.blocks(shard, length, passes=1)])
-    tables = pa.concat_tables([pq.read_table(file.path, columns=list(feed.COLUMNS)) for file in files])
-    plain = np.column_stack([np.stack(tables[name].to_numpy()).reshape(len(tables), -1) for name in feed.COLUMNS])
+    tables = pa.concat_tables([pq.read_table(file.path, columns=list(COLUMNS)) for file in files])
+    plain = np.column_stack([np.stack(tables[name].to_numpy()).reshape(len(tables), -1) for name in COLUMNS])
     order = [np.lexsort(rows.T) for rows in (found, wanted, plain)]
     first, second, third = (rows[at] for rows, at in zip((found, wanted, plain), order, strict=True))
     return np.array_equal(first, second) and np.array_equal(second, third)
 
 
-def _lines(block: feed.Block) -> np.ndarray:
-    return np.column_stack([block[name].reshape(len(block[c.LENGTH]), -1) for name in feed.COLUMNS])
+def _lines(block: Block) -> np.ndarray:
+    return np.column_stack([block[name].reshape(len(block[c.LENGTH]), -1) for name in COLUMNS])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -130,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
 def _memory(files: tuple[feed.DataFile, ...], length: int, passes: int) -> Row:
     """Resident memory after the last of many passes against that after the second."""
     shard, process = feed.planned_shard(c.TRAIN, files, 0, 1), psutil.Process()
-    stream = feed.training_batches(shard, length, 256, 16_384, seed=1)
+    stream = feed.training_batches(shard, length, buckets_of((), length, 256), 16_384, seed=1)
     held, started = [], perf_counter()
     for _ in range(passes):
         for _ in range(shard.rows // 256):

@@ -1,12 +1,9 @@
-"""Rows from Parquet to fixed-shape batches. The only module that imports Petastorm.
-
-Letters: B rows of a batch, L positions, n rows of a block. A block is a dict of arrays by column: the channels
-[n, L], the scalars [n], all int32. A batch is a block of exactly B rows.
-"""
+"""Rows from Parquet to batches of fixed shapes. The only module that imports Petastorm."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,18 +17,14 @@ from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.thread_pool import ThreadPool
 
 from features import columns as c
+from model.batches import COLUMNS, Block, Bucket, cut, in_order
 from model.errors import ModelError
 from model.spec import Sizes
-
-SCALARS = (c.LENGTH, c.NEXT_GAP, c.NEXT_ITEM, c.NEXT_CATEGORY)
-COLUMNS = (*c.CHANNELS, *SCALARS)
 
 # One reader thread keeps the order of rows the same in every run: with more, Petastorm skips a thread that is idle at
 # that moment. One decodes far more rows than a training step consumes (docs/model.md).
 _READER_THREADS = 1
 _RESULTS_QUEUE = 4
-
-Block = dict[str, NDArray[np.int32]]
 
 # Petastorm 0.13 calls what pyarrow 14 calls legacy; the pins keep the two together.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"petastorm\.")
@@ -135,7 +128,7 @@ def blocks(shard: Shard, length: int, passes: int | None, seed: int | None = Non
 
 
 def training_batches(
-    shard: Shard, length: int, batch_rows: int, shuffle_rows: int, seed: int, skip_batches: int = 0
+    shard: Shard, length: int, buckets: Sequence[Bucket], shuffle_rows: int, seed: int, skip_batches: int = 0
 ) -> Iterator[Block]:
     """Batches without end. Each pass gives every row of the shard once; batches run on across the end of a pass.
 
@@ -143,18 +136,13 @@ def training_batches(
     `shuffle_rows` = 0 nothing is mixed. `skip_batches` reads and drops the first ones: where an earlier run stopped.
     """
     stream = blocks(shard, length, passes=None, seed=seed if shuffle_rows else None)
-    if shuffle_rows:
-        stream = _mixed(stream, shard.rows, shuffle_rows, np.random.default_rng(seed))
-    for number, batch in enumerate(_of_equal_size(stream, batch_rows)):
-        if number >= skip_batches:
-            yield batch
+    return islice(cut(stream, buckets, shard.rows, shuffle_rows, np.random.default_rng(seed)), skip_batches, None)
 
 
 def evaluation_batches(shard: Shard, length: int, batch_rows: int) -> Iterator[tuple[Block, int]]:
     """One pass in order: each row once. Yields a batch and how many of its rows are real; the rest is zeros."""
     left = shard.rows
-    stream = blocks(shard, length, passes=1)
-    for batch in _of_equal_size(_with_tail(stream, -left % batch_rows), batch_rows):
+    for batch in in_order(blocks(shard, length, passes=1), batch_rows, left):
         yield batch, min(left, batch_rows)
         left -= batch_rows
 
@@ -249,47 +237,6 @@ def _block(columns: pa.Table, shard: Shard, length: int) -> Block:
             )
         block[name] = values.to_numpy().reshape(-1, length) if is_list else values.to_numpy()
     return block
-
-
-def _mixed(stream: Iterator[Block], rows_per_pass: int, buffer_rows: int, rng: np.random.Generator) -> Iterator[Block]:
-    """Mix rows within a buffer. At the end of a pass the buffer runs empty, so no row crosses into the next pass."""
-    held: list[Block] = []
-    n_held, n_read = 0, 0
-    for block in stream:
-        held.append(block)
-        n_held += len(block[c.LENGTH])
-        n_read += len(block[c.LENGTH])
-        pass_ends = n_read == rows_per_pass
-        if n_held < buffer_rows and not pass_ends:
-            continue
-        order = rng.permutation(n_held)
-        pool = {name: np.concatenate([part[name] for part in held])[order] for name in COLUMNS}
-        n_out = n_held if pass_ends else n_held // 2
-        yield {name: values[:n_out] for name, values in pool.items()}
-        held = [] if pass_ends else [{name: values[n_out:] for name, values in pool.items()}]
-        n_held -= n_out
-        n_read = 0 if pass_ends else n_read
-
-
-def _of_equal_size(stream: Iterator[Block], batch_rows: int) -> Iterator[Block]:
-    """Cut a stream of blocks into batches; what is left over joins the next block. No Python step per row."""
-    rest: Mapping[str, NDArray[np.int32]] | None = None
-    for block in stream:
-        joined = block if rest is None else {name: np.concatenate([rest[name], block[name]]) for name in COLUMNS}
-        n_rows = len(joined[c.LENGTH])
-        n_whole = n_rows - n_rows % batch_rows
-        for start in range(0, n_whole, batch_rows):
-            yield {name: joined[name][start : start + batch_rows] for name in COLUMNS}
-        rest = {name: joined[name][n_whole:] for name in COLUMNS} if n_whole < n_rows else None
-
-
-def _with_tail(stream: Iterator[Block], n_rows: int) -> Iterator[Block]:
-    """The stream, then `n_rows` rows of zeros in the shape of its last block."""
-    block: Block | None = None
-    for block in stream:
-        yield block
-    if block is not None and n_rows:
-        yield {name: np.zeros((n_rows, *block[name].shape[1:]), np.int32) for name in COLUMNS}
 
 
 def _suspect(shard: Shard) -> str:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from features import columns as c
-from model import feed
+from model.batches import COLUMNS, Block
 from model.errors import ModelError
 from model.gradients import added, compact, scaled
 from model.losses import Negatives, NegativeSampler, full_softmax, head_loss
@@ -82,7 +82,7 @@ class Steps:
                 )
             self._samplers[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
-        rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in feed.COLUMNS}
+        rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in COLUMNS}
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
         self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
         self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
@@ -106,7 +106,7 @@ class Steps:
             sums = self._apply(gradients, sums, number, rate)
         return TrainSums(*sums.numpy().tolist())
 
-    def validate(self, batch: feed.Block, n_rows: int) -> ValidSums:
+    def validate(self, batch: Block, n_rows: int) -> ValidSums:
         """Sums over this rank's first `n_rows` rows of the batch, at their last position."""
         sums = self._validate(batch, np.int32(n_rows))
         return ValidSums(*sums.numpy().tolist())

@@ -9,7 +9,7 @@ from itertools import count
 from typing import NamedTuple
 
 from features import columns as c
-from model import feed
+from model import batches, feed
 from model.errors import ModelError
 from model.spec import TrainingSpec
 
@@ -22,7 +22,7 @@ class StreamBatch(NamedTuple):
 
     stream: int
     number: int
-    rows: feed.Block
+    rows: batches.Block
 
 
 def own_streams(streams: int, rank: int, size: int) -> range:
@@ -73,7 +73,7 @@ def step_batches(
         stream: feed.training_batches(
             feed.planned_shard(c.TRAIN, files, stream, streams),
             length,
-            spec.batch_rows,
+            batches.buckets_of((), length, spec.batch_rows),
             spec.shuffle_rows,
             stream_seed(spec.seed, stream),
             skip_batches=step * passes,
@@ -82,9 +82,7 @@ def step_batches(
     }
     for first in count(step * passes + 1, passes):
         yield tuple(
-            StreamBatch(stream, first + index, next(batches))
-            for stream, batches in feeds.items()
-            for index in range(passes)
+            StreamBatch(stream, first + index, next(rows)) for stream, rows in feeds.items() for index in range(passes)
         )
 
 

@@ -12,10 +12,12 @@ from petastorm.workers_pool.ventilator import ConcurrentVentilator
 
 from features import columns as c
 from model import feed
+from model.batches import COLUMNS, Bucket
 from model.errors import ModelError
 from tests.model import tables
 
 N_ROWS = 61
+ONE_BUCKET = (Bucket(positions=tables.LENGTH, rows=10),)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def _names(batch: dict[str, np.ndarray]) -> list[int]:
 
 
 def _training(files: tuple[feed.DataFile, ...], n_batches: int, **changes: int) -> list[dict[str, np.ndarray]]:
-    options = {"batch_rows": 10, "shuffle_rows": 1000, "seed": 5} | changes
-    return list(islice(feed.training_batches(_shard(files), tables.LENGTH, **options), n_batches))
+    options = {"shuffle_rows": 1000, "seed": 5} | changes
+    return list(islice(feed.training_batches(_shard(files), tables.LENGTH, ONE_BUCKET, **options), n_batches))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -84,7 +86,7 @@ def test_files_with_other_rows_than_the_manifest_says_are_refused(files):
 
 def test_values_arrive_unchanged(files, rows):
     found = tables.concatenated(list(feed.blocks(_shard(files), tables.LENGTH, passes=1)))
-    for name in feed.COLUMNS:
+    for name in COLUMNS:
         assert found[name].dtype == np.int32
         np.testing.assert_array_equal(found[name], rows[name], err_msg=name)
 
