@@ -21,16 +21,18 @@ from model.errors import ModelError
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
+_RANKS_HERE = "INTEREST_RANKS_HERE"  # as in model.workers, which loads TensorFlow: they share this machine's cores
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
 _STALL_KEY, _STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
 _STOP_S = 5  # for a rank to end by itself after SIGTERM
 _TYPES = {kind.__name__: kind for kind in (UsageError, ContractError, ModelError)}
 
 
-def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> None:
+def start_ranks(ranks: int, module: str, arguments: Sequence[str], min_ranks: int | None = None) -> None:
     """Run `python -m module arguments` in `ranks` processes of their own until all end; none outlives this call.
 
-    More than one run under horovodrun. What they print is said here.
+    More than one run under horovodrun. What they print is said here. With `min_ranks` they are elastic: as long as so
+    many are left, the loss of one ends nothing. The arguments must then tell the module so.
 
     Raises:
         UsageError, ContractError, ModelError: what stopped a rank, once, whichever rank it was.
@@ -38,12 +40,14 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> None:
     """
     command = [sys.executable, "-m", module, *arguments]
     if ranks > 1:
-        command = [str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(ranks), *command]
+        elastic = [] if min_ranks is None else _elastic_options(ranks, min_ranks)
+        horovodrun = str(Path(sys.executable).with_name("horovodrun"))
+        command = [horovodrun, "--gloo", "-np", str(ranks), *elastic, *command]
     project = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
         stall = {_STALL_KEY: os.environ.get(_STALL_KEY, _STALL_S)}
-        environment = {**os.environ, **stall, "PYTHONPATH": path, _STATUS_DIR: status}
+        environment = {**os.environ, **stall, "PYTHONPATH": path, _STATUS_DIR: status, _RANKS_HERE: str(ranks)}
         code, rest = _relay(command, environment, is_launched=ranks > 1)
         if code != 0:
             raise _first_error(Path(status)) or RuntimeError(f"{module} ended with exit code {code}. {rest}")
@@ -70,6 +74,13 @@ def run_rank(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
     return code
 
 
+def _elastic_options(ranks: int, min_ranks: int) -> list[str]:
+    """Horovod drops the host of a lost rank with all its ranks: this machine goes by two names, half the ranks each."""
+    half = ranks // 2
+    hosts = f"localhost:{ranks - half},127.0.0.1:{half}"
+    return ["--min-np", str(min_ranks), "--max-np", str(ranks), "-H", hosts, "--network-interfaces", "lo"]
+
+
 def _is_told_elsewhere(error: Exception) -> bool:
     """Whether another process tells this error; under `start_ranks` it is left there first."""
     from model.workers import RankLostError, StoppedByRankError
@@ -81,7 +92,7 @@ def _is_told_elsewhere(error: Exception) -> bool:
         return is_lost and os.environ.get(_RANK, "0") != "0"
     kind = next((name for name, known in _TYPES.items() if isinstance(error, known)), type(error).__name__)
     report = {"type": kind, "message": str(error), "is_lost": is_lost}
-    name = f"rank-{os.environ.get(_RANK, '0')}.json"
+    name = f"rank-{os.environ.get(_RANK, '0')}-{os.getpid()}.json"  # elastic ranks may start with one rank twice
     Path(os.environ[_STATUS_DIR], name).write_text(json.dumps(report), encoding="utf-8")
     return True
 

@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     stages.run(
         "train",
         f"the network on {arguments.ranks} Horovod rank{'s' if arguments.ranks > 1 else ''}",
-        lambda: launch(arguments.ranks, root, last, overlays, arguments.set),
+        lambda: launch(arguments.ranks, root, last, overlays, arguments.set, arguments.min_ranks),
         lambda _: f"bundle in {store.path('bundle', last)}",
     )
     result = stages.run(
@@ -147,6 +147,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.ranks < 1:
         raise UsageError(f"--ranks {arguments.ranks}: training needs one process or more.")
+    if arguments.min_ranks is not None and not 1 <= arguments.min_ranks <= arguments.ranks:
+        raise UsageError(f"--min-ranks {arguments.min_ranks}: take 1 to {arguments.ranks}, the number of --ranks.")
     if arguments.first and arguments.date and arguments.first > arguments.date:
         raise UsageError(f"--from {arguments.first} lies after --date {arguments.date}.")
 
@@ -222,6 +224,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
     parser.add_argument("--from", dest="first", type=day, metavar="DAY", help="first day (default: of the log)")
     parser.add_argument("--ranks", type=int, default=2, metavar="N", help="Horovod processes that train (default: 2)")
+    parser.add_argument(
+        "--min-ranks", type=int, metavar="N", help="go on training when one is lost, as long as N are left"
+    )
     return run_job(run, parser, argv)
 
 

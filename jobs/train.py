@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from features.contracts import TRAINING_SEQUENCES, VOCABULARY
 from jobs.cli import say, stage_parser
 from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
-from jobs.settings import Settings, config_hash, load_settings
+from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
 from model.spec import Sizes
 
@@ -29,32 +30,43 @@ BUNDLE = "bundle"
 _SEQUENCES_JOB = "jobs.sequences"
 
 
-def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False) -> None:
+def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False, elastic: bool = False) -> None:
     """Train on training_sequences_v1 of a day and write `bundle/dt=D`. Goes on from an interrupted training of it.
 
     Under horovodrun this is one rank; rank 0 alone writes and speaks. `load` reads the configuration, on every rank.
-    `fresh`: forget earlier checkpoints.
+    `fresh`: forget earlier checkpoints. `elastic`: go on when one of the ranks is lost or added.
 
     Raises:
-        UsageError: the configuration is wrong.
+        UsageError: the configuration is wrong, or elastic ranks were not started as such.
         ContractError: an input is missing or torn.
         ModelError: the data does not fit the network or the ranks.
     """
+    if elastic and os.environ.get("HOROVOD_ELASTIC") != "1":
+        raise UsageError(
+            "--elastic needs ranks that an elastic horovodrun has started, and this process was not. Start it as "
+            "horovodrun --gloo -np 2 --min-np 1 -H host1:1,host2:1 python -m jobs.train --elastic ..., or leave "
+            "--elastic out."
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads: errors, not build notes
     from model import training, workers
     from model.checkpoint import Checkpoints
 
     started = time.monotonic()
-    ranks = workers.connect_workers()
+    ranks = workers.connect_workers(elastic)
     store = Store(root)
 
     def prepared() -> tuple[_Day, int]:
         settings = load()
         return _day(settings, store, date), workers.use_threads(settings.training.threads)
 
-    day, threads = workers.together(ranks, prepared)
+    # Ranks that are added to elastic ones cannot meet them before the training itself.
+    day, threads = prepared() if elastic else workers.together(ranks, prepared)
     checkpoints = Checkpoints(f"{store.root}/_checkpoints/dt={date}", day.settings.training.checkpoints_kept)
-    tell = say if ranks.rank == 0 else _silent
+
+    def tell(message: str) -> None:
+        if ranks.rank == 0:  # asked anew each time: elastic ranks change places
+            say(message)
+
     if fresh and ranks.rank == 0:
         checkpoints.clear()
     n_train, n_valid = (sum(file.rows for file in files) for files in (day.task.train, day.task.valid))
@@ -68,8 +80,17 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
         say(_write_bundle(store.path(BUNDLE, date), day, outcome, figures))
 
 
-def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignments: Sequence[str] = ()) -> None:
+def launch(
+    ranks: int,
+    root: str,
+    date: date,
+    conf: Sequence[str] = (),
+    assignments: Sequence[str] = (),
+    min_ranks: int | None = None,
+) -> None:
     """Train in `ranks` processes of their own on this machine; their progress lines are said here.
+
+    With `min_ranks` the loss of a rank ends nothing as long as so many are left.
 
     Raises:
         UsageError, ContractError, ModelError: what stopped a rank, once.
@@ -77,7 +98,9 @@ def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignme
     """
     options = [part for path in conf for part in ("--conf", str(path))]
     options += [part for text in assignments for part in ("--set", text)]
-    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options])
+    elastic = min_ranks is not None and ranks > 1
+    options += ["--elastic"] if elastic else []
+    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options], min_ranks if elastic else None)
 
 
 @dataclass(frozen=True)
@@ -174,17 +197,17 @@ def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str
     )
 
 
-def _silent(message: str) -> None:
-    """Ranks other than 0 say nothing."""
-
-
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage, for one rank."""
     parser = stage_parser("train", "Train the network on a day's sequences; under horovodrun, as one of its ranks.")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
+    parser.add_argument(
+        "--elastic", action="store_true", help="go on when a rank is lost or added; needs horovodrun --min-np"
+    )
 
     def work(arguments: argparse.Namespace) -> None:
-        train(lambda: load_settings(arguments.conf, arguments.set), arguments.root, arguments.date, arguments.fresh)
+        settings = partial(load_settings, arguments.conf, arguments.set)
+        train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic)
 
     return run_rank(work, parser, argv)
 

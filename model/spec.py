@@ -53,6 +53,7 @@ class TrainingSpec(BaseModel):
     shuffle_rows: int = Field(ge=0)
     checkpoint_steps: int = Field(ge=0)
     checkpoints_kept: int = Field(ge=1)
+    commit_steps: int = Field(ge=1)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)
 

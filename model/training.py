@@ -25,7 +25,7 @@ from model.workers import Workers, guarded, stop_all, together
 PROGRESS_S = 10.0  # seconds between two progress lines within an epoch
 
 # Settings that may change between two starts of one training: the weights are the same with any of their values.
-_SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "threads"}
+_SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "commit_steps", "threads"}
 
 Counts = dict[str, NDArray[np.int64]]
 
@@ -62,21 +62,27 @@ class Outcome:
 def train(task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> Outcome:
     """Train until validation stops getting better, and hand back the best weights.
 
-    Rank 0 alone writes checkpoints and speaks (`say`). Goes on from the newest checkpoint of the same task.
+    Rank 0 alone writes checkpoints and speaks (`say`). Goes on from the newest checkpoint of the same task. When one of
+    the ranks is lost, elastic ones go on from their last commit.
 
     Raises:
         ModelError: the data, the ranks or the numbers are not fit; on every rank, before or within the first steps.
     """
-    return _Run(task, workers, checkpoints, say if workers.rank == 0 else _silent).outcome()
+    return workers.persevere(_Run(task, workers, checkpoints, say).outcome)
 
 
 class _Run:
+    """A training as one rank sees it. `outcome` starts again from the last commit when elastic ranks change."""
+
     def __init__(self, task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
-        self._task, self._workers, self._checkpoints, self._say = task, workers, checkpoints, say
+        self._task, self._workers, self._checkpoints, self._tell = task, workers, checkpoints, say
         self._spec = task.training
         self.network = Network(task.network, task.sizes, self._spec.seed)
         with tf.device("CPU"):
             self._best = {name: tf.Variable(tf.zeros_like(value)) for name, value in self.network.weights.items()}
+        self._counts: Counts = {}
+        self._steps: Steps  # made when targets are counted
+        self._committed: tuple[Progress, dict[str, NDArray[np.float32]]] | None = None
 
     def outcome(self) -> Outcome:
         self._join()
@@ -86,58 +92,87 @@ class _Run:
             weight.assign(self._best[name])
         return Outcome(self.network, self._progress.best_epoch, self._progress.history)
 
+    def _say(self, message: str) -> None:
+        if self._workers.rank == 0:  # asked anew each time: elastic ranks change places
+            self._tell(message)
+
     def _join(self) -> None:
-        """Agree with the other ranks on what is trained and from where on, and take this rank's streams."""
+        """Agree with the other ranks on what is trained and from where on, and take this rank's streams.
+
+        From the newest commit of any rank, if there is one; else from rank 0's newest checkpoint; else from the start.
+        """
         workers, task, spec = self._workers, self._task, self._spec
         agree(workers, {**library_versions(), **task.facts, "settings": task.identity})
-        found = together(workers, self._newest)
-        state = workers.gather(None if found is None else asdict(found.progress))[0]
+        committed = workers.gather(-1 if self._committed is None else self._committed[0].step)
+        root, is_begun = committed.index(max(committed)), max(committed) >= 0
+        found = None if is_begun else together(workers, self._newest)
+        mine = found.progress if found is not None else self._committed[0] if self._committed is not None else None
+        state = workers.gather(None if mine is None else asdict(mine))[root]
         if state is None:
             self._progress = Progress(task.identity, spec.seed, spec.streams or workers.size)
         else:
             self._progress = Progress.from_json(state)
-            self._say(_resumed_line(self._progress, workers.size))
-        own_counts = together(workers, self._take_streams)
+            self._say(_joined_line(self._progress, workers.size, is_begun))
+        counts = together(workers, partial(self._take_streams, is_begun))
         agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
-        counts = {kind: workers.sum(own_counts[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
-        for kind in KINDS:
-            self.network.start_bias(kind, counts[kind])
-        self._steps = Steps(self.network, spec, workers, counts)
+        if is_begun and workers.rank != root:
+            counts = {kind: np.zeros_like(count) for kind, count in counts.items()}
+        is_built = bool(self._counts)
+        self._counts = {kind: workers.sum(counts[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
+        if not is_built:
+            for kind in KINDS:
+                self.network.start_bias(kind, self._counts[kind])
+            self._steps = Steps(self.network, spec, workers, self._counts)
         together(workers, partial(self._take_up, found))
-        workers.broadcast(list(self._variables.values()))
+        workers.broadcast(list(self._variables.values()), root)
+        self._commit()
 
     def _newest(self) -> Checkpoint | None:
         """Rank 0's newest checkpoint of this training; other ranks have none."""
         return self._checkpoints.newest(self._task.identity, self._say) if self._workers.rank == 0 else None
 
-    def _take_streams(self) -> Counts:
-        """Deal the streams, and read this rank's once whole: a torn or unfit file is found before step 1.
+    def _take_streams(self, is_begun: bool) -> Counts:
+        """Deal the streams. At the start, read this rank's once whole: a torn or unfit file is found before step 1.
 
-        Returns how often each id is a target in them.
+        Returns how often each id is a target: in this rank's streams, or where training is under way, in all.
         """
         task, n_streams = self._task, self._progress.streams
         own = streams.own_streams(n_streams, self._workers.rank, self._workers.size)
         self._steps_per_epoch = streams.steps_per_epoch(task.train, n_streams, self._spec)
         self._valid_shard = streams.shard_of(c.VALID, task.valid, n_streams, own)
-        feed.target_counts(self._valid_shard, task.sizes)
-        counts = feed.target_counts(streams.shard_of(c.TRAIN, task.train, n_streams, own), task.sizes)
         self._batches = streams.step_batches(
             task.train, task.sizes.length, self._spec, n_streams, own, self._progress.step
         )
-        return counts
+        if is_begun:
+            sizes = {c.ITEM: task.sizes.items, c.CATEGORY: task.sizes.categories}
+            return self._counts or {kind: np.zeros(size, np.int64) for kind, size in sizes.items()}
+        feed.target_counts(self._valid_shard, task.sizes)
+        return feed.target_counts(streams.shard_of(c.TRAIN, task.train, n_streams, own), task.sizes)
 
     def _take_up(self, found: Checkpoint | None) -> None:
-        for name, value in found.tensors() if found is not None else ():
-            self._variables[name].assign(value)
+        """Set this rank's variables to a checkpoint's, or back to its own last commit."""
+        tensors = found.tensors() if found is not None else self._committed[1].items() if self._committed else ()
+        variables = self._variables
+        for name, value in tensors:
+            variables[name].assign(value)
+
+    def _commit(self) -> None:
+        """Keep a copy in memory for the case that a rank is lost. What is best changes with a commit only."""
+        if self._workers.is_elastic:
+            copies = {} if self._committed is None else self._committed[1]
+            for name, variable in self._variables.items():
+                if not name.startswith("best/"):
+                    copies[name] = variable.numpy()
+            self._committed = self._progress, copies
 
     @property
     def _variables(self) -> dict[str, Tensor]:
         """All that makes up the state of a training besides its progress, by name."""
         named = {f"weight/{name}": value for name, value in self.network.weights.items()}
         named |= {f"optimizer/{name}": value for name, value in self._steps.optimizer.state.items()}
-        return named | (
-            {f"best/{name}": value for name, value in self._best.items()} if self._progress.best_epoch else {}
-        )
+        if self._progress.best_epoch:
+            named |= {f"best/{name}": value for name, value in self._best.items()}
+        return named
 
     def _epoch(self) -> None:
         """Train one epoch, or what is left of it, and decide what follows; the same on every rank."""
@@ -150,9 +185,11 @@ class _Run:
             sums = guarded(partial(self._steps.train, next(self._batches), step, rate))
             self._check_numbers(sums, step, epoch)
             figures.add(sums)
-            if self._spec.checkpoint_steps and step % self._spec.checkpoint_steps == 0 and step < last:
+            is_saved = self._spec.checkpoint_steps > 0 and step % self._spec.checkpoint_steps == 0
+            is_committed = self._workers.is_elastic and step % self._spec.commit_steps == 0
+            if step < last and (is_saved or is_committed):
                 self._progress = replace(self._progress, step=step, **figures.state())
-                together(self._workers, self._checkpoint)
+                self._secure(on_disk=is_saved)
         row = {"epoch": epoch, "learning_rate": self._learning_rate(epoch, last), **figures.row(), **self._validate()}
         self._check_numbers(row.values(), last, epoch)
         row["seconds"] = round(figures.seconds, 3)
@@ -173,7 +210,14 @@ class _Run:
             seconds=0.0,
         )
         self._say(_epoch_line(row, self._spec.max_epochs, epoch == best_epoch))
-        together(self._workers, self._checkpoint)
+        self._secure(on_disk=True)
+
+    def _secure(self, on_disk: bool) -> None:
+        """Make the progress so far one that is gone back to, in memory (at once, before ranks meet) and on disk."""
+        self._commit()
+        if on_disk:
+            together(self._workers, self._checkpoint)
+        self._workers.look_for_changes()
 
     def _check_numbers(self, figures: Iterable[float], step: int, epoch: int) -> None:
         if not all(map(math.isfinite, figures)):
@@ -278,11 +322,9 @@ def _epoch_line(row: Mapping[str, float], max_epochs: int, is_best: bool) -> str
     )
 
 
-def _resumed_line(progress: Progress, ranks: int) -> str:
+def _joined_line(progress: Progress, ranks: int, is_begun: bool) -> str:
     where = f"epoch {progress.epoch}" + (f", step {progress.step}" if progress.train_sums else "")
-    served = f"; its {progress.streams} streams on {ranks} ranks" if progress.streams != ranks else ""
-    return f"going on after {where} of an earlier run of the same training{served}"
-
-
-def _silent(message: str) -> None:
-    """Ranks other than 0 say nothing."""
+    if is_begun:
+        return f"ranks have changed: {ranks} go on with {progress.streams} streams after {where}"
+    served = f"; its {progress.streams} streams on {ranks} rank{'s' if ranks > 1 else ''}"
+    return f"going on after {where} of an earlier run of the same training{served if progress.streams != ranks else ''}"

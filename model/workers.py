@@ -1,4 +1,4 @@
-"""The ranks of a training, behind one seam. The only module that imports Horovod, and only under its launcher."""
+"""The ranks of a training, behind one seam. Only this and model.elastic import Horovod, and only under its launcher."""
 
 import json
 import os
@@ -14,6 +14,9 @@ from model.network import Tensor
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
+
+# Ranks on this machine, set by who starts them where Horovod takes one machine for several.
+RANKS_HERE = "INTEREST_RANKS_HERE"
 
 
 class StoppedByRankError(ModelError):
@@ -35,17 +38,27 @@ class Workers(Protocol):
     def size(self) -> int:
         """How many ranks there are."""
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether ranks may be lost and added while they train."""
+
     def sum(self, values: Floats) -> Floats:
         """Element-wise sum over ranks, the same on all."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value (anything JSON holds), in order of rank, on all ranks."""
 
-    def broadcast(self, variables: Sequence[Tensor]) -> None:
-        """Give every rank the values that rank 0's variables hold."""
+    def broadcast(self, variables: Sequence[Tensor], root: int = 0) -> None:
+        """Give every rank the values that the variables of rank `root` hold."""
 
     def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sum of each tensor over ranks, in one exchange. Sparse gradients stay sparse. Also inside tf.function."""
+
+    def persevere(self, attempt: Callable[[], T]) -> T:
+        """Run `attempt` to its end, elastic ranks again from its start whenever ranks were lost or added."""
+
+    def look_for_changes(self) -> None:
+        """Let ranks in that wait to be added, where ranks are elastic; `attempt` then starts again."""
 
 
 class SingleProcess:
@@ -53,6 +66,7 @@ class SingleProcess:
 
     rank = 0
     size = 1
+    is_elastic = False
 
     def sum(self, values: Floats) -> Floats:
         """The values themselves."""
@@ -62,16 +76,25 @@ class SingleProcess:
         """The value alone, as the others would see it."""
         return [json.loads(json.dumps(value))]
 
-    def broadcast(self, variables: Sequence[Tensor]) -> None:
+    def broadcast(self, variables: Sequence[Tensor], root: int = 0) -> None:
         """Nothing to do."""
 
     def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors themselves."""
         return list(tensors)
 
+    def persevere(self, attempt: Callable[[], T]) -> T:
+        """Once."""
+        return attempt()
+
+    def look_for_changes(self) -> None:
+        """There are none."""
+
 
 class HorovodWorkers:
     """Ranks started by horovodrun. A rank that is lost raises RankLostError on the others."""
+
+    is_elastic = False
 
     def __init__(self) -> None:
         import horovod.tensorflow as hvd
@@ -94,9 +117,9 @@ class HorovodWorkers:
         ends = np.cumsum(sizes)
         return [json.loads(joined[end - size : end].tobytes()) for size, end in zip(sizes, ends, strict=True)]
 
-    def broadcast(self, variables: Sequence[Tensor]) -> None:
+    def broadcast(self, variables: Sequence[Tensor], root: int = 0) -> None:
         """See Workers."""
-        self._guarded(lambda: self._hvd.broadcast_variables(list(variables), root_rank=0))
+        self._guarded(lambda: self._hvd.broadcast_variables(list(variables), root_rank=root))
 
     def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """See Workers. Two groups, dense and sparse; Horovod waits for all of a group and sends it fused.
@@ -123,13 +146,24 @@ class HorovodWorkers:
                 summed[place] = tf.IndexedSlices(rows, ids, tensors[place].dense_shape)
         return summed
 
+    def persevere(self, attempt: Callable[[], T]) -> T:
+        """Once: who loses a rank ends with an error."""
+        return attempt()
+
+    def look_for_changes(self) -> None:
+        """There are none."""
+
     def _guarded(self, call: Callable[[], Any]) -> Any:
         result = guarded(call)
         return result.numpy() if tf.is_tensor(result) else result
 
 
-def connect_workers() -> Workers:
-    """Horovod's ranks where horovodrun started this process, else this process alone."""
+def connect_workers(elastic: bool = False) -> Workers:
+    """Horovod's ranks where horovodrun started this process, else this process alone. `elastic`: it started it so."""
+    if elastic:
+        from model.elastic import ElasticWorkers
+
+        return ElasticWorkers()
     if "HOROVOD_RANK" in os.environ and int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
         return HorovodWorkers()
     return SingleProcess()
@@ -142,7 +176,7 @@ def use_threads(threads: int, side_by_side: bool = True) -> int:
     (model/step.py) use them better than operations that are each split among threads. Else each operation is split.
     """
     if threads == 0:
-        ranks_here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
+        ranks_here = int(os.environ.get(RANKS_HERE) or os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
         threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
     try:
         tf.config.threading.set_inter_op_parallelism_threads(threads if side_by_side else 1)

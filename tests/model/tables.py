@@ -56,6 +56,7 @@ TRAINING = TrainingSpec(
     shuffle_rows=1024,
     checkpoint_steps=0,
     checkpoints_kept=2,
+    commit_steps=100,
     threads=1,
     seed=7,
 )

@@ -102,6 +102,7 @@ def test_launch_hands_on_the_error_of_its_process_with_its_kind(tmp_path: Path, 
     ("arguments", "code", "text"),
     [
         (["--set", "training.batch_size=5"], 2, "unknown key training.batch_size"),
+        (["--elastic"], 2, "--elastic needs ranks that an elastic horovodrun has started"),
         ([], 3, "Run jobs.sequences for 2024-06-30 first."),
     ],
 )

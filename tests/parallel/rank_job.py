@@ -2,7 +2,7 @@
 
 Usage: python -m tests.parallel.rank_job FOLDER CASE. FOLDER holds `CASE.json` and the splits. Writes
 `CASE-weights-RANK.npz` and `CASE-history-RANK.json` on success, and in `CASE-record-PID.txt` a line for each step it
-took part in: the step, then stream:number of each batch of its own. A step that was not exchanged leaves no line.
+took part in: the step, positions over all ranks, stream:number of its own batches. One that failed leaves no line.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def _main(arguments: argparse.Namespace) -> None:
     rank = os.environ.get("HOROVOD_RANK", "0")
     own = case.get(f"rank_{rank}", {})
     use_threads(1)
-    workers = connect_workers()
+    workers = connect_workers(elastic=case.get("elastic", False))
     splits = {
         split: tuple(
             DataFile(str(path), pq.read_metadata(path).num_rows if path.stat().st_size > 100 else 1)
@@ -45,15 +46,18 @@ def _main(arguments: argparse.Namespace) -> None:
         splits["valid"],
         {"configuration": own.get("configuration", "same")},
     )
-    _watch_steps(arguments.folder / f"{arguments.case}-record-{os.getpid()}.txt", own.get("die_at"))
-    folder = arguments.folder / f"{arguments.case}-rank-{rank}"  # of its own: what is in it was written by this rank
+    _watch_steps(
+        arguments.folder / f"{arguments.case}-record-{os.getpid()}.txt", own.get("die_at"), case.get("pause_s", 0)
+    )
+    # A folder of its own, to see who wrote; elastic ranks change places and share one.
+    folder = arguments.folder / f"{arguments.case}-rank-{'any' if workers.is_elastic else rank}"
     outcome = train(task, workers, Checkpoints(str(folder / "checkpoints"), 2), print)
     weights = {name: weight.numpy() for name, weight in outcome.network.weights.items()}
-    np.savez(arguments.folder / f"{arguments.case}-weights-{rank}.npz", **weights)
-    (arguments.folder / f"{arguments.case}-history-{rank}.json").write_text(json.dumps(outcome.history))
+    np.savez(arguments.folder / f"{arguments.case}-weights-{workers.rank}.npz", **weights)
+    (arguments.folder / f"{arguments.case}-history-{workers.rank}.json").write_text(json.dumps(outcome.history))
 
 
-def _watch_steps(record: Path, die_at: int | None) -> None:
+def _watch_steps(record: Path, die_at: int | None, pause_s: float) -> None:
     """Record each step that was taken, or be killed instead of one, as the kernel does when memory is short."""
     from model import step as steps
     from model.streams import StreamBatch
@@ -63,8 +67,9 @@ def _watch_steps(record: Path, die_at: int | None) -> None:
     def train(self: steps.Steps, batches: tuple[StreamBatch, ...], step: int, rate: float) -> steps.TrainSums:
         if step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(pause_s)
         sums = whole(self, batches, step, rate)
-        print(step, *(f"{batch.stream}:{batch.number}" for batch in batches), file=lines, flush=True)
+        print(step, sums.positions, *(f"{batch.stream}:{batch.number}" for batch in batches), file=lines, flush=True)
         return sums
 
     lines = record.open("a", encoding="utf-8")

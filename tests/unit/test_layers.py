@@ -18,8 +18,8 @@ FORBIDDEN = {
 }
 # What model may import of features: plain constants.
 SHARED = "features.columns"
-# Library → the one module that may import it, so that it can be replaced there.
-ONLY_IN = {"petastorm": "model.feed", "horovod": "model.workers"}
+# Library → the modules that may import it, so that it can be replaced there.
+ONLY_IN = {"petastorm": ("model.feed",), "horovod": ("model.workers", "model.elastic")}
 # Evaluation and specs are used where TensorFlow is not wanted: in Spark's driver and its workers.
 WITHOUT_TENSORFLOW = ("model.spec", "model.metrics", "model.baselines", "model.errors", "model.evaluation")
 
@@ -58,8 +58,8 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {name}: {package}/ never imports {library}")
         if package == "model" and library == "features" and not f"{name}.".startswith(f"{SHARED}."):
             found.append(f"{module} imports {name}: of features, model/ may import {SHARED} only")
-        if library in ONLY_IN and module != ONLY_IN[library] and library not in FORBIDDEN[package]:
-            found.append(f"{module} imports {name}: {library} belongs in {ONLY_IN[library]} only")
+        if library in ONLY_IN and module not in ONLY_IN[library] and library not in FORBIDDEN[package]:
+            found.append(f"{module} imports {name}: {library} belongs in {' and '.join(ONLY_IN[library])} only")
     if package == "jobs" and rest and rest[0] in sys.stdlib_module_names:
         found.append(f"{module} hides Python's own {rest[0]} under spark-submit, where jobs/ is first on the path")
     return found
@@ -115,8 +115,8 @@ def test_light_modules_load_without_tensorflow(module: str) -> None:
         ("model.network", "from features import contracts", "may import features.columns only"),
         ("model.network", "from features.columns_v2 import PAD", "may import features.columns only"),
         ("model.network", "import petastorm", "petastorm belongs in model.feed only"),
-        ("model.feed", "import horovod", "horovod belongs in model.workers only"),
-        ("jobs.train", "import horovod.tensorflow", "horovod belongs in model.workers only"),
+        ("model.feed", "import horovod", "horovod belongs in model.workers and model.elastic only"),
+        ("jobs.train", "import horovod.tensorflow", "horovod belongs in model.workers and model.elastic only"),
         ("jobs.train", "import tensorflow", "jobs/ never imports tensorflow"),
         ("jobs.logging", "", "hides Python's own logging"),
         ("jobs.io", "", "hides Python's own io"),
@@ -142,6 +142,7 @@ def test_a_planted_violation_is_found(module: str, source: str, rule: str) -> No
         ("model.network", "import features.columns\nfrom model.spec import NetworkSpec\nfrom . import losses"),
         ("model.feed", "from petastorm import make_batch_reader"),
         ("model.workers", "import horovod.tensorflow as hvd"),
+        ("model.elastic", "from horovod.tensorflow import elastic"),
         ("jobs.train", "from model.training import train\nfrom features.contracts import SCORES\nimport pyspark"),
         ("jobs.doctor", "CODE = 'import horovod, petastorm, tensorflow'"),
     ],

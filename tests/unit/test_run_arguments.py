@@ -14,6 +14,7 @@ from jobs import run
         (["--demo", "--source", "deskdrop"], "--demo makes its own log: drop --source"),
         (["--demo", "--from", "2024-01-01"], "--demo makes its own log: drop --from"),
         (["--demo", "--ranks", "0"], "--ranks 0"),
+        (["--demo", "--min-ranks", "3"], "--min-ranks 3: take 1 to 2"),
         (["--demo", "--ranks", "3"], "--set 'sequences.world_sizes=[1, 2, 3, 4, 8]'"),
         (["--demo", "--set", "training.streams=3"], "training.streams = 3: sequences.world_sizes"),
         (["--demo", "--ranks", "3", "--set", "training.streams=2"], "--ranks 3: training.streams = 2, and each rank"),
