@@ -148,12 +148,14 @@ def evaluation_batches(shard: Shard, length: int, batch_rows: int) -> Iterator[t
 
 
 def target_counts(shard: Shard, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
-    """How often each id is a target, by kind [items], [categories], from one pass; the shard is checked on the way.
+    """How often each id is a target, by kind [items], [categories], and rows by length [L + 1], from one pass.
+
+    The shard is checked on the way.
 
     Raises:
         ModelError: a row that the network cannot take; it names the column and value.
     """
-    counts = {c.ITEM: np.zeros(sizes.items, np.int64), c.CATEGORY: np.zeros(sizes.categories, np.int64)}
+    counts = no_counts(sizes)
     limits = {
         c.ITEM: sizes.items,
         c.NEXT_ITEM: sizes.items,
@@ -178,9 +180,16 @@ def target_counts(shard: Shard, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
         for kind, after in ((c.ITEM, c.NEXT_ITEM), (c.CATEGORY, c.NEXT_CATEGORY)):
             targets = np.concatenate([block[kind][:, 1:].ravel(), block[after]])
             counts[kind] += np.bincount(targets, minlength=len(counts[kind]))
-    for count in counts.values():
-        count[: c.FIRST_ID] = 0
+        counts[c.LENGTH] += np.bincount(block[c.LENGTH], minlength=sizes.length + 1)
+    for kind in (c.ITEM, c.CATEGORY):
+        counts[kind][: c.FIRST_ID] = 0
     return counts
+
+
+def no_counts(sizes: Sizes) -> dict[str, NDArray[np.int64]]:
+    """What `target_counts` says of no rows."""
+    widths = {c.ITEM: sizes.items, c.CATEGORY: sizes.categories, c.LENGTH: sizes.length + 1}
+    return {name: np.zeros(width, np.int64) for name, width in widths.items()}
 
 
 class _BlockWorker(ArrowReaderWorker):  # type: ignore[misc]

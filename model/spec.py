@@ -1,6 +1,6 @@
 """What a network is made of and how it is trained. Plain values: importing this loads no TensorFlow."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +34,7 @@ class TrainingSpec(BaseModel):
 
     streams: int = Field(ge=0)
     batch_rows: int = Field(ge=1)
+    length_buckets: tuple[Annotated[int, Field(ge=1)], ...]
     backward_passes_per_step: int = Field(ge=1)
     max_epochs: int = Field(ge=1)
     patience_epochs: int = Field(ge=1)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from features import columns as c
 from model import batches, feed
 from model.errors import ModelError
@@ -46,8 +49,8 @@ def shard_of(split: str, files: Sequence[feed.DataFile], streams: int, own: Sequ
     return feed.Shard(split, tuple(sorted(file for share in shares for file in share.files)))
 
 
-def steps_per_epoch(files: Sequence[feed.DataFile], streams: int, spec: TrainingSpec) -> int:
-    """Steps that every stream has whole batches for, at least one: an epoch.
+def check_streams(files: Sequence[feed.DataFile], streams: int) -> None:
+    """Refuse streams that cannot all take a step.
 
     Raises:
         ModelError: a stream has no rows, or the row groups do not divide among the streams.
@@ -58,7 +61,15 @@ def steps_per_epoch(files: Sequence[feed.DataFile], streams: int, spec: Training
             f"Stream {rows.index(0)} of {streams} has no train rows, so it can take no step. Lower training.streams, "
             "or use a longer log and run jobs.sequences again."
         )
-    return max(1, min(rows) // (spec.batch_rows * spec.backward_passes_per_step))
+
+
+def steps_per_epoch(lengths: NDArray[np.int64], length: int, spec: TrainingSpec, streams: int) -> int:
+    """Steps in which the streams together take every train row about once, at least one.
+
+    lengths: [L + 1] rows of all streams by length. What fills no whole batch waits for the next epoch's rows.
+    """
+    n_batches = batches.batches_a_pass(lengths, _buckets(length, spec))
+    return max(1, n_batches // (streams * spec.backward_passes_per_step))
 
 
 def step_batches(
@@ -73,7 +84,7 @@ def step_batches(
         stream: feed.training_batches(
             feed.planned_shard(c.TRAIN, files, stream, streams),
             length,
-            batches.buckets_of((), length, spec.batch_rows),
+            _buckets(length, spec),
             spec.shuffle_rows,
             stream_seed(spec.seed, stream),
             skip_batches=step * passes,
@@ -89,3 +100,7 @@ def step_batches(
 def stream_seed(seed: int, stream: int) -> int:
     """Seed of a stream's order and random numbers."""
     return (seed + _SEED_STRIDE * stream) % (2**31 - 1)
+
+
+def _buckets(length: int, spec: TrainingSpec) -> tuple[batches.Bucket, ...]:
+    return batches.buckets_of(spec.length_buckets, length, spec.batch_rows)

@@ -114,11 +114,14 @@ class _Run:
             self._progress = Progress.from_json(state)
             self._say(_joined_line(self._progress, workers.size, is_begun))
         counts = together(workers, partial(self._take_streams, is_begun))
-        agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
         if is_begun and workers.rank != root:
             counts = {kind: np.zeros_like(count) for kind, count in counts.items()}
         is_built = bool(self._counts)
-        self._counts = {kind: workers.sum(counts[kind].astype(np.float64)).astype(np.int64) for kind in KINDS}
+        self._counts = {kind: workers.sum(count.astype(np.float64)).astype(np.int64) for kind, count in counts.items()}
+        self._steps_per_epoch = streams.steps_per_epoch(
+            self._counts[c.LENGTH], task.sizes.length, spec, self._progress.streams
+        )
+        agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
         if not is_built:
             for kind in KINDS:
                 self.network.start_bias(kind, self._counts[kind])
@@ -138,14 +141,13 @@ class _Run:
         """
         task, n_streams = self._task, self._progress.streams
         own = streams.own_streams(n_streams, self._workers.rank, self._workers.size)
-        self._steps_per_epoch = streams.steps_per_epoch(task.train, n_streams, self._spec)
+        streams.check_streams(task.train, n_streams)
         self._valid_shard = streams.shard_of(c.VALID, task.valid, n_streams, own)
         self._batches = streams.step_batches(
             task.train, task.sizes.length, self._spec, n_streams, own, self._progress.step
         )
         if is_begun:
-            sizes = {c.ITEM: task.sizes.items, c.CATEGORY: task.sizes.categories}
-            return self._counts or {kind: np.zeros(size, np.int64) for kind, size in sizes.items()}
+            return self._counts or feed.no_counts(task.sizes)
         feed.target_counts(self._valid_shard, task.sizes)
         return feed.target_counts(streams.shard_of(c.TRAIN, task.train, n_streams, own), task.sizes)
 

@@ -37,6 +37,7 @@ NETWORK = NetworkSpec(
 TRAINING = TrainingSpec(
     streams=0,
     batch_rows=32,
+    length_buckets=(),
     backward_passes_per_step=1,
     max_epochs=2,
     patience_epochs=2,

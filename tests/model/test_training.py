@@ -251,3 +251,16 @@ def _stop_after(epochs: int, task: Task, folder: Path) -> None:
     run = _started(task, folder)
     for _ in range(epochs):
         run._epoch()
+
+
+def test_rows_in_buckets_of_length_learn_the_rule(splits, tmp_path: Path):
+    outcome = _train(_task(splits, max_epochs=4, batch_rows=8, length_buckets=(3, 5)), tmp_path)
+    assert outcome.history[-1]["valid_item_loss"] < 0.1
+
+
+def test_an_epoch_takes_about_every_row_whatever_the_buckets():
+    lengths = np.array([0, 0, 40, 40, 40, 0, 0, 0, 16])  # rows of 0, 1, … 8 events
+    for edges, wanted in (((), 17), ((4,), 9)):  # 136 / 8; 120 / 16 + 16 / 8
+        training_spec = tables.TRAINING.model_copy(update={"batch_rows": 8, "length_buckets": edges})
+        assert streams.steps_per_epoch(lengths, 8, training_spec, 1) == wanted
+        assert streams.steps_per_epoch(lengths, 8, training_spec, 4) == wanted // 4
