@@ -123,7 +123,9 @@ class Steps:
 
     def _apply_graph(self, gradients: Sequence[Any], sums: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
         # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
-        *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
+        if self._spec.sparse_as_dense:
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        gradients, sums = self._workers.sum_in_graph(gradients, sums)
         count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
         gradients = [_scaled(gradient, 1.0 / count) for gradient in gradients]
         gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
