@@ -21,7 +21,7 @@ from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
 from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
-from model.spec import Sizes
+from model.spec import Sizes, TrainingSpec
 
 if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
     from model.training import Outcome, Task
@@ -52,7 +52,7 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
     from model.checkpoint import Checkpoints
 
     started = time.monotonic()
-    ranks = workers.connect_workers(elastic)
+    ranks = workers.connect_workers(_training_spec(load), elastic)
     store = Store(root)
 
     def prepared() -> tuple[_Day, int]:
@@ -78,6 +78,14 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
     if ranks.rank == 0:
         figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
         say(_write_bundle(store.path(BUNDLE, date), day, outcome, figures))
+
+
+def _training_spec(load: Callable[[], Settings]) -> TrainingSpec | None:
+    """How ranks are to be connected. A configuration that is wrong is told when they are, by one of them."""
+    try:
+        return load().training
+    except UsageError:
+        return None
 
 
 def launch(

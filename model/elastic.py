@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from model.spec import TrainingSpec
 from model.workers import HorovodWorkers, RankLostError
 
 T = TypeVar("T")
@@ -17,8 +18,8 @@ class ElasticWorkers(HorovodWorkers):
 
     is_elastic = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, spec: TrainingSpec | None = None) -> None:
+        super().__init__(spec)
         from horovod.common.elastic import State
         from horovod.common.exceptions import HorovodInternalError
 

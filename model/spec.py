@@ -55,6 +55,10 @@ class TrainingSpec(BaseModel):
     checkpoint_steps: int = Field(ge=0)
     checkpoints_kept: int = Field(ge=1)
     commit_steps: int = Field(ge=1)
+    compression: Literal["none", "fp16"]
+    sparse_as_dense: bool
+    fusion_mib: int = Field(ge=0)
+    cycle_ms: float = Field(gt=0.0)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)
 

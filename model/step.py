@@ -116,7 +116,9 @@ class Steps:
 
     def _apply_graph(self, gradients: Sequence[Any], sums: Tensor, step: Tensor, learning_rate: Tensor) -> Tensor:
         # Sums and counts are exchanged and divided afterwards: ranks with unequal targets weigh as their targets do.
-        *gradients, sums = self._workers.sum_in_graph([*gradients, sums])
+        if self._spec.sparse_as_dense:
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        gradients, sums = self._workers.sum_in_graph(gradients, sums)
         count = tf.maximum(TrainSums(*tf.unstack(sums)).positions, 1.0)
         if not isinstance(self._workers, SingleProcess):
             gradients = [compact(gradient) for gradient in gradients]  # ranks name the same rows

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.errors import ModelError
 from model.network import Tensor
+from model.spec import TrainingSpec
 
 T = TypeVar("T")
 Floats = NDArray[np.float64]
@@ -51,8 +52,11 @@ class Workers(Protocol):
     def broadcast(self, variables: Sequence[Tensor], root: int = 0) -> None:
         """Give every rank the values that the variables of rank `root` hold."""
 
-    def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sum of each tensor over ranks, in one exchange. Sparse gradients stay sparse. Also inside tf.function."""
+    def sum_in_graph(self, gradients: Sequence[Tensor], counts: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Sum of each gradient and of the counts over ranks, in one exchange. Sparse ones stay sparse.
+
+        Also inside tf.function. Gradients may be sent as 16-bit numbers, counts never are.
+        """
 
     def persevere(self, attempt: Callable[[], T]) -> T:
         """Run `attempt` to its end, elastic ranks again from its start whenever ranks were lost or added."""
@@ -79,9 +83,9 @@ class SingleProcess:
     def broadcast(self, variables: Sequence[Tensor], root: int = 0) -> None:
         """Nothing to do."""
 
-    def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def sum_in_graph(self, gradients: Sequence[Tensor], counts: Tensor) -> tuple[list[Tensor], Tensor]:
         """The tensors themselves."""
-        return list(tensors)
+        return list(gradients), counts
 
     def persevere(self, attempt: Callable[[], T]) -> T:
         """Once."""
@@ -96,7 +100,14 @@ class HorovodWorkers:
 
     is_elastic = False
 
-    def __init__(self) -> None:
+    def __init__(self, spec: TrainingSpec | None = None) -> None:
+        """spec: how gradients are exchanged; what the launcher sets in the environment goes before it."""
+        self._is_packed, self._pack_scale = False, 1.0
+        if spec is not None:
+            os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(spec.fusion_mib * 2**20))
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", str(spec.cycle_ms))
+            self._is_packed = spec.compression == "fp16"
+            self._pack_scale = 1.0 / (spec.batch_rows * spec.backward_passes_per_step)
         import horovod.tensorflow as hvd
 
         hvd.init()
@@ -121,30 +132,44 @@ class HorovodWorkers:
         """See Workers."""
         self._guarded(lambda: self._hvd.broadcast_variables(list(variables), root_rank=root))
 
-    def sum_in_graph(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def sum_in_graph(self, gradients: Sequence[Tensor], counts: Tensor) -> tuple[list[Tensor], Tensor]:
         """See Workers. Two groups, dense and sparse; Horovod waits for all of a group and sends it fused.
 
         The names are ours: Horovod pairs tensors of different ranks by name, and ranks may be in different graphs.
         Not hvd.grouped_allreduce for all: 0.28.1 gives sparse tensors the shapes of wrong ones.
         """
-        summed = list(tensors)
-        dense = [place for place, tensor in enumerate(tensors) if not isinstance(tensor, tf.IndexedSlices)]
-        sparse = [place for place, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
-        if dense:
-            parts = [tensors[place] for place in dense]
-            sums = self._hvd.grouped_allreduce(parts, op=self._hvd.Sum, name="dense", ignore_name_scope=True)
+        sparse = [place for place, gradient in enumerate(gradients) if isinstance(gradient, tf.IndexedSlices)]
+        dense = [place for place in range(len(gradients)) if place not in sparse]
+        summed: list[Tensor] = list(gradients)
+        sent = [self._packed(gradients[place]) for place in dense]
+        if self._is_packed or not dense:
+            counts = self._hvd.allreduce(counts, op=self._hvd.Sum, name="counts", ignore_name_scope=True)
+        else:
+            sent.append(counts)
+        if sent:
+            sums = self._hvd.grouped_allreduce(sent, op=self._hvd.Sum, name="dense", ignore_name_scope=True)
+            if len(sums) > len(dense):
+                counts = sums.pop()
             for place, total in zip(dense, sums, strict=True):
-                summed[place] = total
+                summed[place] = self._unpacked(total)
         if sparse:
             values, indices = (
-                self._hvd.grouped_allgather(
-                    [getattr(tensors[place], part) for place in sparse], name=part, ignore_name_scope=True
+                self._hvd.grouped_allgather(parts, name=name, ignore_name_scope=True)
+                for name, parts in (
+                    ("values", [self._packed(gradients[place].values) for place in sparse]),
+                    ("indices", [gradients[place].indices for place in sparse]),
                 )
-                for part in ("values", "indices")
             )
             for place, rows, ids in zip(sparse, values, indices, strict=True):
-                summed[place] = tf.IndexedSlices(rows, ids, tensors[place].dense_shape)
-        return summed
+                summed[place] = tf.IndexedSlices(self._unpacked(rows), ids, gradients[place].dense_shape)
+        return summed, counts
+
+    def _packed(self, gradient: Tensor) -> Tensor:
+        # As means over a stream's rows: sums over many ranks' positions might leave the range of 16 bits.
+        return tf.cast(gradient * self._pack_scale, tf.float16) if self._is_packed else gradient
+
+    def _unpacked(self, total: Tensor) -> Tensor:
+        return tf.cast(total, tf.float32) / self._pack_scale if self._is_packed else total
 
     def persevere(self, attempt: Callable[[], T]) -> T:
         """Once: who loses a rank ends with an error."""
@@ -158,14 +183,17 @@ class HorovodWorkers:
         return result.numpy() if tf.is_tensor(result) else result
 
 
-def connect_workers(elastic: bool = False) -> Workers:
-    """Horovod's ranks where horovodrun started this process, else this process alone. `elastic`: it started it so."""
+def connect_workers(spec: TrainingSpec | None = None, elastic: bool = False) -> Workers:
+    """Horovod's ranks where horovodrun started this process, else this process alone.
+
+    spec: how ranks exchange gradients, Horovod's defaults without it; elastic: they were started as elastic ranks.
+    """
     if elastic:
         from model.elastic import ElasticWorkers
 
-        return ElasticWorkers()
+        return ElasticWorkers(spec)
     if "HOROVOD_RANK" in os.environ and int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
-        return HorovodWorkers()
+        return HorovodWorkers(spec)
     return SingleProcess()
 
 

@@ -58,6 +58,10 @@ TRAINING = TrainingSpec(
     checkpoint_steps=0,
     checkpoints_kept=2,
     commit_steps=100,
+    compression="none",
+    sparse_as_dense=False,
+    fusion_mib=128,
+    cycle_ms=1.0,
     threads=1,
     seed=7,
 )

@@ -161,6 +161,20 @@ def test_one_graph_serves_every_batch(splits, tmp_path: Path, monkeypatch: pytes
     assert traced["gradients"] == 1
 
 
+def test_sparse_gradients_as_dense_ones_move_rows_that_a_step_does_not_touch():
+    def items(sparse_as_dense: bool, n_steps: int) -> np.ndarray:
+        network = Network(tables.NETWORK.model_copy(update={"full_softmax_max_items": 5}), tables.SIZES, seed=1)
+        spec = tables.TRAINING.model_copy(update={"negatives": 1, "sparse_as_dense": sparse_as_dense})
+        steps = step.Steps(network, spec, SingleProcess(), {c.ITEM: np.ones(tables.SIZES.items, np.int64)})
+        for number in range(1, n_steps + 1):
+            rows = {name: values[number : number + 1] for name, values in tables.ruled_rows(9, seed=4).items()}
+            steps.train([StreamBatch(0, number, rows)], number, 0.01)
+        return network.weights["embedding/item"].numpy()
+
+    np.testing.assert_allclose(items(True, 1), items(False, 1), atol=1e-6)
+    assert np.abs(items(True, 2) - items(False, 2)).max() > 1e-3
+
+
 @pytest.mark.parametrize("head", [{}, {"full_softmax_max_items": 5}], ids=["full", "sampled"])
 def test_several_batches_a_step_move_the_weights_as_one_with_all_rows_does(head, monkeypatch: pytest.MonkeyPatch):
     """Nothing is dropped, and each batch draws the same negatives. A large epsilon: see test_ranks."""

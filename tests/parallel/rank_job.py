@@ -30,7 +30,8 @@ def _main(arguments: argparse.Namespace) -> None:
     rank = os.environ.get("HOROVOD_RANK", "0")
     own = case.get(f"rank_{rank}", {})
     use_threads(1)
-    workers = connect_workers(elastic=case.get("elastic", False))
+    training = tables.TRAINING.model_copy(update={**case.get("training", {}), **own.get("training", {})})
+    workers = connect_workers(training, case.get("elastic", False))
     splits = {
         split: tuple(
             DataFile(str(path), pq.read_metadata(path).num_rows if path.stat().st_size > 100 else 1)
@@ -40,7 +41,7 @@ def _main(arguments: argparse.Namespace) -> None:
     }
     task = Task(
         tables.NETWORK.model_copy(update=case.get("network", {})),
-        tables.TRAINING.model_copy(update={**case.get("training", {}), **own.get("training", {})}),
+        training,
         tables.SIZES,
         splits["train"],
         splits["valid"],

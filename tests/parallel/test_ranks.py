@@ -14,6 +14,7 @@ import pytest
 from jobs.ranks import start_ranks
 from model.errors import ModelError
 from tests.model import tables
+from tests.parallel import trials
 
 pytestmark = pytest.mark.timeout(100)
 
@@ -54,6 +55,17 @@ def test_two_ranks_agree_and_equal_one_process_with_the_double_batch(folder: Pat
     assert (folder / "two-rank-0" / "checkpoints").exists()
     assert not (folder / "two-rank-1").exists()  # only rank 0 writes
     assert said.err.count("epoch 1/2  train") == 1  # only rank 0 speaks
+
+
+def test_gradients_as_16_bit_numbers_come_to_nearly_the_same(folder_of_whole: Path):
+    training = {**trials.CASE["training"], "compression": "fp16", "fusion_mib": 1, "cycle_ms": 0.5}
+    packed, other = _run(folder_of_whole, "packed", 2, {**trials.CASE, "training": training})
+    furthest = 0.0
+    for name, weight in trials.weights(folder_of_whole, "whole").items():
+        np.testing.assert_array_equal(packed[name], other[name], err_msg=name)
+        np.testing.assert_allclose(packed[name], weight, atol=5e-3, err_msg=name)
+        furthest = max(furthest, float(np.abs(packed[name] - weight).max()))
+    assert furthest > 2e-5  # far above the rounding of 32 bits
 
 
 def test_a_rank_with_another_configuration_stops_both_with_one_message(folder: Path):
