@@ -17,6 +17,7 @@ import psutil
 from features.contracts import ContractError
 from jobs.cli import EXIT_CONTRACT, EXIT_OTHER, EXIT_USAGE, run_job, say
 from jobs.settings import UsageError
+from jobs.watching import BAR, terminal_bar
 from model.errors import ModelError
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
@@ -44,7 +45,14 @@ def start_ranks(ranks: int, module: str, arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
         stall = {_STALL_KEY: os.environ.get(_STALL_KEY, _STALL_S)}
         environment = {**os.environ, **stall, "PYTHONPATH": path, _STATUS_DIR: status}
-        code, rest = _relay(command, environment, is_launched=ranks > 1)
+        bar = terminal_bar()
+        if bar:
+            environment[BAR] = "1"
+        try:
+            code, rest = _relay(command, environment, bar.pass_on if bar else say, is_launched=ranks > 1)
+        finally:
+            if bar:
+                bar.close()
         if code != 0:
             raise _first_error(Path(status)) or RuntimeError(f"{module} ended with exit code {code}. {rest}")
 
@@ -92,8 +100,10 @@ def _exit_code(error: Exception) -> int:
     return EXIT_CONTRACT if isinstance(error, ContractError | ModelError) else EXIT_OTHER
 
 
-def _relay(command: Sequence[str], environment: Mapping[str, str], is_launched: bool) -> tuple[int, str]:
-    """Run a command and say its lines; of a launcher's own lines only the last are kept, for an error of its own."""
+def _relay(
+    command: Sequence[str], environment: Mapping[str, str], tell: Callable[[str], None], is_launched: bool
+) -> tuple[int, str]:
+    """Run a command and tell its lines; of a launcher's own lines only the last are kept, for an error of its own."""
     own: deque[str] = deque(maxlen=20)
     process = subprocess.Popen(
         command,
@@ -109,7 +119,7 @@ def _relay(command: Sequence[str], environment: Mapping[str, str], is_launched: 
         for line in process.stdout:
             prefix = _RANK_LINE.match(line)
             if prefix or not is_launched:
-                say(line[prefix.end() if prefix else 0 :].rstrip())
+                tell(line[prefix.end() if prefix else 0 :].rstrip())
             else:
                 own.append(line.strip())
         return process.wait(), " ".join(own)

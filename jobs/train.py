@@ -15,11 +15,12 @@ import yaml
 
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY
-from jobs.cli import say, stage_parser
+from jobs.cli import stage_parser
 from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
+from jobs.watching import Watch
 from model.spec import Sizes
 
 if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
@@ -48,13 +49,14 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
     ranks = workers.connect_workers()
     store = Store(root)
 
-    def prepared() -> tuple[_Day, int]:
+    def prepared() -> tuple[_Day, int, Watch | None]:
         settings = load()
-        return _day(settings, store, date), workers.use_threads(settings.training.threads)
+        day, threads = _day(settings, store, date), workers.use_threads(settings.training.threads)
+        return day, threads, Watch(settings, store, str(date), threads) if ranks.rank == 0 else None
 
-    day, threads = workers.together(ranks, prepared)
+    day, threads, watch = workers.together(ranks, prepared)
     checkpoints = Checkpoints(f"{store.root}/_checkpoints/dt={date}", day.settings.training.checkpoints_kept)
-    tell = say if ranks.rank == 0 else _silent
+    tell = watch.tell if watch else _silent
     if fresh and ranks.rank == 0:
         checkpoints.clear()
     n_train, n_valid = (sum(file.rows for file in files) for files in (day.task.train, day.task.valid))
@@ -62,10 +64,16 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
         f"training: {ranks.size} x {threads} (ranks x threads), {n_train:,} train rows, {n_valid:,} valid rows, "
         f"{day.task.sizes.items - c.FIRST_ID:,} items, {day.task.sizes.categories - c.FIRST_ID:,} categories"
     )
-    outcome = training.train(day.task, ranks, checkpoints, tell)
-    if ranks.rank == 0:
-        figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
-        say(_write_bundle(store.path(BUNDLE, date), day, outcome, figures))
+    try:
+        outcome = training.train(day.task, ranks, checkpoints, tell, watch.watcher if watch else None)
+        if watch:
+            figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
+            version, closing = _write_bundle(store.path(BUNDLE, date), day, outcome, figures)
+            tell(watch.finish(version, outcome.best_epoch, len(outcome.history), figures["seconds"]))
+            tell(closing)
+    finally:
+        if watch:
+            watch.close()
 
 
 def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignments: Sequence[str] = ()) -> None:
@@ -147,8 +155,8 @@ def _task(
     return Task(settings.network, settings.training, sizes, files[c.TRAIN], files[c.VALID], facts)
 
 
-def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str, float]) -> str:
-    """Write the bundle; returns the closing line."""
+def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str, float]) -> tuple[str, str]:
+    """Write the bundle; returns its version and the closing line."""
     from model.bundle import Bundle, Reports, save_bundle
 
     best, n_epochs = dict(outcome.history[outcome.best_epoch - 1]), len(outcome.history)
@@ -167,7 +175,7 @@ def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str
     metrics = {**figures, "best_epoch": outcome.best_epoch, "epochs": n_epochs, "best": best}
     config = yaml.safe_dump(day.settings.model_dump(mode="json"), sort_keys=False)
     version = save_bundle(path, day.manifest.dt, bundle, Reports(config, metrics, outcome.history))
-    return (
+    return version, (
         f"model {version}: best epoch {outcome.best_epoch} of {n_epochs}, validation NDCG@10 "
         f"{best['valid_item_ndcg']:.4f} next item, {best['valid_category_ndcg']:.4f} next category; "
         f"{figures['seconds']:.0f} s"

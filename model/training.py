@@ -18,10 +18,9 @@ from model.checkpoint import Checkpoints, Progress
 from model.network import Network
 from model.preflight import agree
 from model.spec import NetworkSpec, Sizes, TrainingSpec
-from model.step import KINDS, Steps, TrainSums, ValidSums
+from model.step import KINDS, Steps, ValidSums
+from model.watch import EpochFigures, Lines, Plan, Watcher
 from model.workers import Workers, guarded, stop_all, together
-
-PROGRESS_S = 10.0  # seconds between two progress lines within an epoch
 
 Counts = dict[str, NDArray[np.int64]]
 
@@ -53,20 +52,37 @@ class Outcome:
     history: tuple[Mapping[str, float], ...]
 
 
-def train(task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> Outcome:
+def train(
+    task: Task,
+    workers: Workers,
+    checkpoints: Checkpoints,
+    say: Callable[[str], None],
+    watcher: Watcher | None = None,
+) -> Outcome:
     """Train until validation stops getting better, and hand back the best weights.
 
-    Rank 0 alone writes checkpoints and speaks (`say`). Goes on from the newest checkpoint of the same task.
+    Rank 0 alone writes checkpoints, speaks (`say`) and shows its steps to `watcher`, or in lines where there is none.
+    Goes on from the newest checkpoint of the same task.
 
     Raises:
         ModelError: the data, the ranks or the numbers are not fit; on every rank, before or within the first steps.
     """
-    return _Run(task, workers, checkpoints, say if workers.rank == 0 else _silent).outcome()
+    if workers.rank != 0:
+        say, watcher = _silent, None
+    return _Run(task, workers, checkpoints, say, watcher).outcome()
 
 
 class _Run:
-    def __init__(self, task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        workers: Workers,
+        checkpoints: Checkpoints,
+        say: Callable[[str], None],
+        watcher: Watcher | None = None,
+    ) -> None:
         self._task, self._workers, self._checkpoints, self._say = task, workers, checkpoints, say
+        self._watcher = watcher or Lines(say)
         self._spec = task.training
         self._train_shard, self._valid_shard, own = together(workers, self._look_at_data)
         self._steps_per_epoch = agree(
@@ -97,6 +113,10 @@ class _Run:
 
     def outcome(self) -> Outcome:
         self._resume()
+        done = self._progress
+        self._watcher.started(
+            Plan(self._task.identity, self._workers.size, self._spec.max_epochs, done.step, done.history)
+        )
         if not self._progress.is_finished:
             batches = feed.training_batches(
                 self._train_shard,
@@ -132,7 +152,7 @@ class _Run:
 
     def _epoch(self, batches: Iterator[feed.Block]) -> None:
         epoch, step, started = self._progress.epoch + 1, self._progress.step, time.monotonic()
-        figures = _TrainFigures(self._say, f"epoch {epoch}/{self._spec.max_epochs}", self._steps_per_epoch)
+        figures = EpochFigures(self._watcher, epoch, self._spec.max_epochs, self._steps_per_epoch)
         for _ in range(self._steps_per_epoch):
             step += 1
             batch, rate = next(batches), self._learning_rate(epoch, step)
@@ -144,14 +164,14 @@ class _Run:
                     f"training.learning_rate (now {self._spec.learning_rate}) or training.clip_norm (now "
                     f"{self._spec.clip_norm}) and start again; the checkpoint before it is whole.",
                 )
-            figures.add(sums)
+            figures.add(sums, step, rate)
         row = {"epoch": epoch, "learning_rate": rate, **figures.row(), **self._validate()}
         row["seconds"] = round(time.monotonic() - started, 3)
         history = (*self._progress.history, row)
         best_epoch = best_of(history, self._spec)
         is_finished = epoch == self._spec.max_epochs or epoch - best_epoch >= self._spec.patience_epochs
         self._progress = Progress(self._identity, epoch, step, best_epoch, is_finished, history)
-        self._say(_epoch_line(row, self._spec.max_epochs, epoch == best_epoch))
+        self._watcher.epoch(history, epoch == best_epoch)
         if epoch == best_epoch and self._workers.rank == 0:
             self._best = {name: weight.numpy() for name, weight in self.network.weights.items()}
         together(self._workers, self._checkpoint)
@@ -189,36 +209,6 @@ class _Run:
         self._checkpoints.save(self._progress, tensors)
 
 
-class _TrainFigures:
-    """Running sums of an epoch's training, and its progress lines. Sums are over all ranks."""
-
-    def __init__(self, say: Callable[[str], None], title: str, steps: int) -> None:
-        self._say, self._title, self._steps = say, title, steps
-        self._started = self._told = time.monotonic()
-        self._sums = np.zeros(len(TrainSums._fields))
-        self._done = 0
-
-    def add(self, sums: TrainSums) -> None:
-        self._sums += sums
-        self._done += 1
-        now = time.monotonic()
-        if now - self._told >= PROGRESS_S:
-            self._told = now
-            row, left_s = self.row(), (now - self._started) / self._done * (self._steps - self._done)
-            self._say(
-                f"{self._title}  step {self._done}/{self._steps}  loss {row['train_item_loss']:.3f} item, "
-                f"{row['train_category_loss']:.3f} category  {row['events_per_s']:,.0f} events/s  {left_s:.0f} s left"
-            )
-
-    def row(self) -> dict[str, float]:
-        sums = TrainSums(*self._sums.tolist())
-        return {
-            "train_item_loss": sums.item_loss / max(sums.item_targets, 1.0),
-            "train_category_loss": sums.category_loss / max(sums.category_targets, 1.0),
-            "events_per_s": round(sums.positions / (time.monotonic() - self._started), 1),
-        }
-
-
 def best_of(history: Sequence[Mapping[str, float]], spec: TrainingSpec) -> int:
     """The epoch that validation likes best: least loss, or highest NDCG@10; the heads count by their weights.
 
@@ -233,15 +223,6 @@ def best_of(history: Sequence[Mapping[str, float]], spec: TrainingSpec) -> int:
 
 def _weighted(spec: TrainingSpec, item: float, category: float) -> float:
     return spec.item_weight * item + spec.category_weight * category
-
-
-def _epoch_line(row: Mapping[str, float], max_epochs: int, is_best: bool) -> str:
-    return (
-        f"epoch {row['epoch']}/{max_epochs}  train {row['train_item_loss']:.3f} item, {row['train_category_loss']:.3f} "
-        f"category  valid {row['valid_item_loss']:.3f}, {row['valid_category_loss']:.3f}  NDCG@10 "
-        f"{row['valid_item_ndcg']:.4f}, {row['valid_category_ndcg']:.4f}  {row['events_per_s']:,.0f} events/s  "
-        f"{row['seconds']:.0f} s{'  best so far' if is_best else ''}"
-    )
 
 
 def _assign(variables: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], prefix: str) -> None:

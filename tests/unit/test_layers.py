@@ -19,9 +19,17 @@ FORBIDDEN = {
 # What model may import of features: plain constants.
 SHARED = "features.columns"
 # Library → the one module that may import it, so that it can be replaced there.
-ONLY_IN = {"petastorm": "model.feed", "horovod": "model.workers"}
-# Evaluation and specs are used where TensorFlow is not wanted: in Spark's driver and its workers.
-WITHOUT_TENSORFLOW = ("model.spec", "model.metrics", "model.baselines", "model.errors", "model.evaluation")
+ONLY_IN = {"petastorm": "model.feed", "horovod": "model.workers", "mlflow": "jobs.tracking", "tqdm": "model.bar"}
+# What is used where TensorFlow is not wanted: in Spark's driver and its workers, in what starts ranks.
+WITHOUT_TENSORFLOW = (
+    "model.spec",
+    "model.metrics",
+    "model.baselines",
+    "model.errors",
+    "model.evaluation",
+    "model.watch",
+    "model.bar",
+)
 
 
 def sources() -> dict[str, str]:
@@ -117,6 +125,8 @@ def test_light_modules_load_without_tensorflow(module: str) -> None:
         ("model.network", "import petastorm", "petastorm belongs in model.feed only"),
         ("model.feed", "import horovod", "horovod belongs in model.workers only"),
         ("jobs.train", "import horovod.tensorflow", "horovod belongs in model.workers only"),
+        ("jobs.train", "from mlflow.tracking import MlflowClient", "mlflow belongs in jobs.tracking only"),
+        ("jobs.watching", "import tqdm", "tqdm belongs in model.bar only"),
         ("jobs.train", "import tensorflow", "jobs/ never imports tensorflow"),
         ("jobs.logging", "", "hides Python's own logging"),
         ("jobs.io", "", "hides Python's own io"),
