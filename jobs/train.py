@@ -1,4 +1,4 @@
-"""Train the network on a day's sequences and write its bundle; alone, or as one of the ranks that horovodrun starts."""
+"""Train the network on a day's sequences and write its bundle; alone, as one of several ranks, or starting them."""
 
 import argparse
 import os
@@ -15,6 +15,7 @@ import yaml
 
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY
+from jobs import launchers
 from jobs.cli import stage_parser
 from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
@@ -30,11 +31,11 @@ BUNDLE = "bundle"
 _SEQUENCES_JOB = "jobs.sequences"
 
 
-def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False) -> None:
+def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False) -> str | None:
     """Train on training_sequences_v1 of a day and write `bundle/dt=D`. Goes on from an interrupted training of it.
 
-    Under horovodrun this is one rank; rank 0 alone writes and speaks. `load` reads the configuration, on every rank.
-    `fresh`: forget earlier checkpoints.
+    Under a launcher this is one rank; rank 0 alone writes, speaks, and returns the version of the model. `load` reads
+    the configuration, on every rank. `fresh`: forget earlier checkpoints.
 
     Raises:
         UsageError: the configuration is wrong.
@@ -71,13 +72,23 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
             version, closing = _write_bundle(store.path(BUNDLE, date), day, outcome, figures)
             tell(watch.finish(version, outcome.best_epoch, len(outcome.history), figures["seconds"]))
             tell(closing)
+            return version
+        return None
     finally:
         if watch:
             watch.close()
 
 
-def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignments: Sequence[str] = ()) -> None:
-    """Train in `ranks` processes of their own on this machine; their progress lines are said here.
+def launch(
+    ranks: int,
+    root: str,
+    date: date,
+    conf: Sequence[str] = (),
+    assignments: Sequence[str] = (),
+    fresh: bool = False,
+    hosts: str | None = None,
+) -> None:
+    """Train in `ranks` processes of their own, on this machine or on `hosts`; their progress is shown here.
 
     Raises:
         UsageError, ContractError, ModelError: what stopped a rank, once.
@@ -85,7 +96,8 @@ def launch(ranks: int, root: str, date: date, conf: Sequence[str] = (), assignme
     """
     options = [part for path in conf for part in ("--conf", str(path))]
     options += [part for text in assignments for part in ("--set", text)]
-    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options])
+    options += ["--fresh"] if fresh else []
+    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options], hosts)
 
 
 @dataclass(frozen=True)
@@ -187,11 +199,15 @@ def _silent(message: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of the stage, for one rank."""
-    parser = stage_parser("train", "Train the network on a day's sequences; under horovodrun, as one of its ranks.")
+    """Command line of the stage: one rank, or with --launcher what starts several."""
+    parser = stage_parser("train", "Train the network on a day's sequences, alone or in several ranks.")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
+    launchers.add_arguments(parser)
+    if parser.parse_args(argv).launcher != launchers.NONE:
+        return launchers.run(parser, argv)
 
     def work(arguments: argparse.Namespace) -> None:
+        launchers.check_none(arguments)
         train(lambda: load_settings(arguments.conf, arguments.set), arguments.root, arguments.date, arguments.fresh)
 
     return run_rank(work, parser, argv)

@@ -115,10 +115,13 @@ def connect_workers() -> Workers:
 
 
 def use_threads(threads: int) -> int:
-    """Fix TensorFlow's threads before its first operation: `threads`, or for 0 this rank's share of the cores."""
+    """Fix TensorFlow's threads before its first operation: `threads`, or for 0 this rank's share of the cores.
+
+    The share is INTEREST_RANK_CORES where that is set, as for ranks in tasks of a Spark cluster.
+    """
     if threads == 0:
         ranks_here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
+        threads = int(os.environ.get("INTEREST_RANK_CORES", max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)

@@ -8,8 +8,6 @@ from datetime import date
 from pathlib import Path
 from unittest.mock import ANY
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,14 +16,13 @@ from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY, ContractError
 from jobs import train as job
 from jobs.settings import Settings, UsageError
-from jobs.store import Lineage, Store
 from model.bundle import load_bundle
 from model.errors import ModelError
 from model.predict import Predictor
 from tests.model import tables
+from tests.model.day import CODING, write_day
 
 DAY = date(2024, 6, 30)
-CODING = {"length": tables.LENGTH, "gap_edges_s": [1, 60, 1800, 86400, 604800], "new_session_gap": 5}
 
 
 def _settings() -> Settings:
@@ -35,22 +32,7 @@ def _settings() -> Settings:
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """A day's training_sequences_v1 and vocabulary_v1, published as the stages before do it."""
-    store = Store(str(tmp_path / "root"))
-    staged = Path(store.staging(VOCABULARY.name, DAY))
-    staged.mkdir(parents=True)
-    rows = [(c.KIND_ITEM, f"item {k}", c.FIRST_ID + k, 9) for k in range(tables.N_ITEMS)]
-    rows += [(c.KIND_CATEGORY, f"category {k}", c.FIRST_ID + k, 9) for k in range(tables.N_CATEGORIES)]
-    columns = zip(VOCABULARY.schema.names, zip(*rows, strict=True), strict=True)
-    pq.write_table(pa.table({name: list(values) for name, values in columns}), staged / "part-0.parquet")
-    vocabulary = store.publish(VOCABULARY, DAY, str(staged), Lineage({}, "config"))
-
-    staged = Path(store.staging(TRAINING_SEQUENCES.name, DAY))
-    for seed, (split, n_rows) in enumerate(((c.TRAIN, 200), (c.VALID, 40), (c.TEST, 40))):
-        tables.write_split(staged / f"{c.SPLIT}={split}", tables.ruled_rows(n_rows, seed), groups=2)
-    lineage = Lineage({f"{VOCABULARY.name}/{DAY}": vocabulary.hash}, "config", CODING)
-    store.publish(TRAINING_SEQUENCES, DAY, str(staged), lineage)
-    return str(tmp_path / "root")
+    return write_day(tmp_path / "root", DAY)
 
 
 def test_a_day_becomes_a_bundle_that_predicts(root: str, capsys: pytest.CaptureFixture[str]):
