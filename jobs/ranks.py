@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +17,53 @@ import psutil
 from features.contracts import ContractError
 from jobs.cli import EXIT_CONTRACT, EXIT_OTHER, EXIT_USAGE, run_job, say
 from jobs.settings import UsageError
+from jobs.watching import BAR, terminal_bar
 from model.errors import ModelError
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
 _RANKS_HERE = "INTEREST_RANKS_HERE"  # as in model.workers, which loads TensorFlow: they share this machine's cores
+_REPORT = "\x1ereport "  # starts the line in which a rank on another machine hands its error over
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
-_STALL_KEY, _STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
+STALL_KEY, STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
 _STOP_S = 5  # for a rank to end by itself after SIGTERM
 _TYPES = {kind.__name__: kind for kind in (UsageError, ContractError, ModelError)}
 
 
-def start_ranks(ranks: int, module: str, arguments: Sequence[str], min_ranks: int | None = None) -> None:
+def start_ranks(
+    ranks: int, module: str, arguments: Sequence[str], min_ranks: int | None = None, hosts: str | None = None
+) -> None:
     """Run `python -m module arguments` in `ranks` processes of their own until all end; none outlives this call.
 
     More than one run under horovodrun. What they print is said here. With `min_ranks` they are elastic: as long as so
-    many are left, the loss of one ends nothing. The arguments must then tell the module so.
+    many are left, the loss of one ends nothing. The arguments must then tell the module so. hosts: where they run, as
+    `a:2,b:2` with the most ranks of each; without it on this machine.
 
     Raises:
         UsageError, ContractError, ModelError: what stopped a rank, once, whichever rank it was.
         RuntimeError: anything else.
     """
     command = [sys.executable, "-m", module, *arguments]
-    if ranks > 1:
+    is_launched = ranks > 1 or hosts is not None
+    if is_launched:
+        places = ["-H", hosts] if hosts else []
         elastic = [] if min_ranks is None else _elastic_options(ranks, min_ranks)
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-        command = [horovodrun, "--gloo", "-np", str(ranks), *elastic, *command]
+        command = [horovodrun, "--gloo", "-np", str(ranks), *places, *elastic, *command]
     project = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
-        stall = {_STALL_KEY: os.environ.get(_STALL_KEY, _STALL_S)}
-        environment = {**os.environ, **stall, "PYTHONPATH": path, _STATUS_DIR: status, _RANKS_HERE: str(ranks)}
-        code, rest = _relay(command, environment, is_launched=ranks > 1)
+        stall = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S)}
+        here = {} if hosts else {_RANKS_HERE: str(ranks)}
+        environment = {**os.environ, **stall, **here, "PYTHONPATH": path, _STATUS_DIR: status}
+        bar = terminal_bar()
+        if bar:
+            environment[BAR] = "1"
+        try:
+            code, rest = _relay(command, environment, bar.pass_on if bar else say, is_launched)
+        finally:
+            if bar:
+                bar.close()
         if code != 0:
             raise _first_error(Path(status)) or RuntimeError(f"{module} ended with exit code {code}. {rest}")
 
@@ -90,11 +105,31 @@ def _is_told_elsewhere(error: Exception) -> bool:
     is_lost = isinstance(error, RankLostError)
     if _STATUS_DIR not in os.environ:
         return is_lost and os.environ.get(_RANK, "0") != "0"
-    kind = next((name for name, known in _TYPES.items() if isinstance(error, known)), type(error).__name__)
-    report = {"type": kind, "message": str(error), "is_lost": is_lost}
+    folder, report = Path(os.environ[_STATUS_DIR]), json.dumps(error_report(error))
     name = f"rank-{os.environ.get(_RANK, '0')}-{os.getpid()}.json"  # elastic ranks may start with one rank twice
-    Path(os.environ[_STATUS_DIR], name).write_text(json.dumps(report), encoding="utf-8")
+    if folder.is_dir():
+        (folder / name).write_text(report, encoding="utf-8")
+    else:
+        say(f"{_REPORT}{name} {report}")
     return True
+
+
+def error_report(error: Exception) -> dict[str, Any]:
+    """A rank's error as plain values, for `error_of` in another process."""
+    kind = next((name for name, known in _TYPES.items() if isinstance(error, known)), type(error).__name__)
+    order = 0 if kind in _TYPES else 1  # the lowest is told
+    workers = sys.modules.get("model.workers")  # not imported for this: it loads TensorFlow, and who raised it has it
+    if workers and isinstance(error, workers.StoppedByRankError | workers.RankLostError):
+        order = 2 if isinstance(error, workers.RankLostError) else 3
+    return {"type": kind, "message": str(error), "order": order}
+
+
+def error_of(reports: Iterable[Mapping[str, Any]]) -> Exception | None:
+    """The error to tell of those of all ranks: a rank's own, else that a rank was lost. None where there is none."""
+    for report in sorted(reports, key=lambda found: int(found["order"])):
+        kind = _TYPES.get(report["type"])
+        return kind(report["message"]) if kind else RuntimeError(f"{report['type']}: {report['message']}")
+    return None
 
 
 def _exit_code(error: Exception) -> int:
@@ -103,8 +138,10 @@ def _exit_code(error: Exception) -> int:
     return EXIT_CONTRACT if isinstance(error, ContractError | ModelError) else EXIT_OTHER
 
 
-def _relay(command: Sequence[str], environment: Mapping[str, str], is_launched: bool) -> tuple[int, str]:
-    """Run a command and say its lines; of a launcher's own lines only the last are kept, for an error of its own."""
+def _relay(
+    command: Sequence[str], environment: Mapping[str, str], tell: Callable[[str], None], is_launched: bool
+) -> tuple[int, str]:
+    """Run a command and tell its lines; of a launcher's own lines only the last are kept, for an error of its own."""
     own: deque[str] = deque(maxlen=20)
     process = subprocess.Popen(
         command,
@@ -119,8 +156,12 @@ def _relay(command: Sequence[str], environment: Mapping[str, str], is_launched: 
         assert process.stdout is not None
         for line in process.stdout:
             prefix = _RANK_LINE.match(line)
-            if prefix or not is_launched:
-                say(line[prefix.end() if prefix else 0 :].rstrip())
+            text = line[prefix.end() if prefix else 0 :].rstrip()
+            if text.startswith(_REPORT):
+                name, _, report = text.removeprefix(_REPORT).partition(" ")
+                Path(environment[_STATUS_DIR], Path(name).name).write_text(report, encoding="utf-8")
+            elif prefix or not is_launched:
+                tell(text)
             else:
                 own.append(line.strip())
         return process.wait(), " ".join(own)
@@ -150,9 +191,5 @@ def _signal(send: Any) -> None:
 
 
 def _first_error(status: Path) -> Exception | None:
-    """The error to tell: a rank's own, else that a rank was lost. None where no rank left one."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(status.glob("rank-*.json"))]
-    for report in sorted(reports, key=lambda found: bool(found["is_lost"])):
-        kind = _TYPES.get(report["type"])
-        return kind(report["message"]) if kind else RuntimeError(f"{report['type']}: {report['message']}")
-    return None
+    """The error to tell; None where no rank left one."""
+    return error_of(json.loads(path.read_text(encoding="utf-8")) for path in sorted(status.glob("rank-*.json")))

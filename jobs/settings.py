@@ -17,7 +17,7 @@ from features.sessions import SessionsSpec
 from features.simulation import SimulationSpec
 from features.vocabulary import VocabularySpec
 from model.evaluation import EvaluationSpec
-from model.spec import NetworkSpec, TrainingSpec
+from model.spec import NetworkSpec, TrackingSpec, TrainingSpec
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -39,6 +39,7 @@ class Settings(BaseModel):
     sequences: SequencesSpec
     network: NetworkSpec
     training: TrainingSpec
+    tracking: TrackingSpec
     evaluation: EvaluationSpec
     scoring: ScoringSpec
 

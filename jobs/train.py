@@ -1,4 +1,4 @@
-"""Train the network on a day's sequences and write its bundle; alone, or as one of the ranks that horovodrun starts."""
+"""Train the network on a day's sequences and write its bundle; alone, as one of several ranks, or starting them."""
 
 import argparse
 import os
@@ -16,11 +16,13 @@ import yaml
 
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY
-from jobs.cli import say, stage_parser
+from jobs import launchers
+from jobs.cli import stage_parser
 from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
 from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
+from jobs.watching import Watch
 from model.spec import Sizes, TrainingSpec
 
 if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
@@ -30,11 +32,14 @@ BUNDLE = "bundle"
 _SEQUENCES_JOB = "jobs.sequences"
 
 
-def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = False, elastic: bool = False) -> None:
+def train(
+    load: Callable[[], Settings], root: str, date: date, fresh: bool = False, elastic: bool = False
+) -> str | None:
     """Train on training_sequences_v1 of a day and write `bundle/dt=D`. Goes on from an interrupted training of it.
 
-    Under horovodrun this is one rank; rank 0 alone writes and speaks. `load` reads the configuration, on every rank.
-    `fresh`: forget earlier checkpoints. `elastic`: go on when one of the ranks is lost or added.
+    Under a launcher this is one rank; rank 0 alone writes, speaks, and returns the version of the model. `load` reads
+    the configuration, on every rank. `fresh`: forget earlier checkpoints. `elastic`: go on when one of the ranks is
+    lost or added.
 
     Raises:
         UsageError: the configuration is wrong, or elastic ranks were not started as such.
@@ -55,17 +60,18 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
     ranks = workers.connect_workers(_training_spec(load), elastic)
     store = Store(root)
 
-    def prepared() -> tuple[_Day, int]:
+    def prepared() -> tuple[_Day, int, Watch | None]:
         settings = load()
-        return _day(settings, store, date), workers.use_threads(settings.training.threads)
+        day, threads = _day(settings, store, date), workers.use_threads(settings.training.threads)
+        return day, threads, Watch(settings, store, str(date), threads) if elastic or ranks.rank == 0 else None
 
     # Ranks that are added to elastic ones cannot meet them before the training itself.
-    day, threads = prepared() if elastic else workers.together(ranks, prepared)
+    day, threads, watch = prepared() if elastic else workers.together(ranks, prepared)
     checkpoints = Checkpoints(f"{store.root}/_checkpoints/dt={date}", day.settings.training.checkpoints_kept)
 
     def tell(message: str) -> None:
-        if ranks.rank == 0:  # asked anew each time: elastic ranks change places
-            say(message)
+        if watch and ranks.rank == 0:  # asked anew each time: elastic ranks change places
+            watch.tell(message)
 
     if fresh and ranks.rank == 0:
         checkpoints.clear()
@@ -74,10 +80,18 @@ def train(load: Callable[[], Settings], root: str, date: date, fresh: bool = Fal
         f"training: {ranks.size} x {threads} (ranks x threads), {n_train:,} train rows, {n_valid:,} valid rows, "
         f"{day.task.sizes.items - c.FIRST_ID:,} items, {day.task.sizes.categories - c.FIRST_ID:,} categories"
     )
-    outcome = training.train(day.task, ranks, checkpoints, tell)
-    if ranks.rank == 0:
-        figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
-        say(_write_bundle(store.path(BUNDLE, date), day, outcome, figures))
+    try:
+        outcome = training.train(day.task, ranks, checkpoints, tell, watch.watcher if watch else None)
+        if watch and ranks.rank == 0:
+            figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
+            version, closing = _write_bundle(store.path(BUNDLE, date), day, outcome, figures)
+            tell(watch.finish(version, outcome.best_epoch, len(outcome.history), figures["seconds"]))
+            tell(closing)
+            return version
+        return None
+    finally:
+        if watch:
+            watch.close()
 
 
 def _training_spec(load: Callable[[], Settings]) -> TrainingSpec | None:
@@ -95,8 +109,10 @@ def launch(
     conf: Sequence[str] = (),
     assignments: Sequence[str] = (),
     min_ranks: int | None = None,
+    fresh: bool = False,
+    hosts: str | None = None,
 ) -> None:
-    """Train in `ranks` processes of their own on this machine; their progress lines are said here.
+    """Train in `ranks` processes of their own, on this machine or on `hosts`; their progress is shown here.
 
     With `min_ranks` the loss of a rank ends nothing as long as so many are left.
 
@@ -106,9 +122,11 @@ def launch(
     """
     options = [part for path in conf for part in ("--conf", str(path))]
     options += [part for text in assignments for part in ("--set", text)]
+    options += ["--fresh"] if fresh else []
     elastic = min_ranks is not None and ranks > 1
     options += ["--elastic"] if elastic else []
-    start_ranks(ranks, "jobs.train", ["--root", root, "--date", str(date), *options], min_ranks if elastic else None)
+    arguments = ["--root", root, "--date", str(date), *options]
+    start_ranks(ranks, "jobs.train", arguments, min_ranks if elastic else None, hosts)
 
 
 @dataclass(frozen=True)
@@ -178,8 +196,8 @@ def _task(
     return Task(settings.network, settings.training, sizes, files[c.TRAIN], files[c.VALID], facts)
 
 
-def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str, float]) -> str:
-    """Write the bundle; returns the closing line."""
+def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str, float]) -> tuple[str, str]:
+    """Write the bundle; returns its version and the closing line."""
     from model.bundle import Bundle, Reports, save_bundle
 
     best, n_epochs = dict(outcome.history[outcome.best_epoch - 1]), len(outcome.history)
@@ -198,7 +216,7 @@ def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str
     metrics = {**figures, "best_epoch": outcome.best_epoch, "epochs": n_epochs, "best": best}
     config = yaml.safe_dump(day.settings.model_dump(mode="json"), sort_keys=False)
     version = save_bundle(path, day.manifest.dt, bundle, Reports(config, metrics, outcome.history))
-    return (
+    return version, (
         f"model {version}: best epoch {outcome.best_epoch} of {n_epochs}, validation NDCG@10 "
         f"{best['valid_item_ndcg']:.4f} next item, {best['valid_category_ndcg']:.4f} next category; "
         f"{figures['seconds']:.0f} s"
@@ -206,14 +224,18 @@ def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of the stage, for one rank."""
-    parser = stage_parser("train", "Train the network on a day's sequences; under horovodrun, as one of its ranks.")
+    """Command line of the stage: one rank, or with --launcher what starts several."""
+    parser = stage_parser("train", "Train the network on a day's sequences, alone or in several ranks.")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
     parser.add_argument(
         "--elastic", action="store_true", help="go on when a rank is lost or added; needs horovodrun --min-np"
     )
+    launchers.add_arguments(parser)
+    if parser.parse_args(argv).launcher != launchers.NONE:
+        return launchers.run(parser, argv)
 
     def work(arguments: argparse.Namespace) -> None:
+        launchers.check_none(arguments)
         settings = partial(load_settings, arguments.conf, arguments.set)
         train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic)
 

@@ -103,7 +103,7 @@ def save_bundle(folder: str, day: str, bundle: Bundle, reports: Reports) -> str:
         VOCABULARY: _vocabulary_bytes(bundle),
         CONFIG: reports.config.encode(),
         METRICS: _json(dict(reports.metrics)),
-        HISTORY: _csv(reports.history),
+        HISTORY: history_csv(reports.history),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     identity = "".join(hashes[name] for name in _IDENTITY)
@@ -214,7 +214,8 @@ def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _csv(history: Sequence[Mapping[str, float]]) -> bytes:
+def history_csv(history: Sequence[Mapping[str, float]]) -> bytes:
+    """A header and one line an epoch."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(history[0]) if history else [], lineterminator="\n")
     writer.writeheader()

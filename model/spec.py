@@ -1,8 +1,9 @@
 """What a network is made of and how it is trained. Plain values: importing this loads no TensorFlow."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _Share = Field(ge=0.0, lt=1.0)
 
@@ -61,6 +62,26 @@ class TrainingSpec(BaseModel):
     cycle_ms: float = Field(gt=0.0)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)
+
+
+class TrackingSpec(BaseModel):
+    """Where a training can be watched beside its lines. Nothing of it shapes the weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensorboard_steps: int = Field(ge=0)
+    mlflow_uri: str | None = Field(min_length=1)
+    mlflow_experiment: str = Field(min_length=1)
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _holds_no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "a user or password does not belong here, since every bundle keeps its configuration. Set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return uri
 
 
 class Sizes(BaseModel):

@@ -23,6 +23,7 @@ from model.network import Network, Tensor, following, seed_at, training_query
 from model.optimizer import Adam
 from model.spec import TrainingSpec
 from model.streams import StreamBatch, stream_seed
+from model.watch import TrainSums
 from model.workers import SingleProcess, Workers, threads_in_use
 
 KINDS = (c.ITEM, c.CATEGORY)
@@ -31,16 +32,6 @@ TOP = 10  # validation's HR@10 and NDCG@10
 # Places in a batch's stream of random numbers; the network's own dropout takes 0 and up.
 _SEEDS_PER_BATCH, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
 _SEEDS_PER_PART = 104_729  # between the parts of a batch
-
-
-class TrainSums(NamedTuple):
-    """Sums over all ranks' positions of a step: loss and targets by kind, and positions trained on."""
-
-    item_loss: float
-    item_targets: float
-    category_loss: float
-    category_targets: float
-    positions: float
 
 
 class ValidSums(NamedTuple):

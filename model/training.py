@@ -3,11 +3,9 @@
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,10 +17,9 @@ from model.checkpoint import Checkpoint, Checkpoints, Progress
 from model.network import Network, Tensor
 from model.preflight import agree, library_versions
 from model.spec import NetworkSpec, Sizes, TrainingSpec
-from model.step import KINDS, Steps, TrainSums, ValidSums
+from model.step import KINDS, Steps, ValidSums
+from model.watch import EpochFigures, Lines, Plan, Watcher
 from model.workers import Workers, guarded, stop_all, together
-
-PROGRESS_S = 10.0  # seconds between two progress lines within an epoch
 
 # Settings that may change between two starts of one training: the weights are the same with any of their values.
 _SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "commit_steps", "cycle_ms", "fusion_mib", "threads"}
@@ -59,23 +56,38 @@ class Outcome:
     history: tuple[Mapping[str, float], ...]
 
 
-def train(task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> Outcome:
+def train(
+    task: Task,
+    workers: Workers,
+    checkpoints: Checkpoints,
+    say: Callable[[str], None],
+    watcher: Watcher | None = None,
+) -> Outcome:
     """Train until validation stops getting better, and hand back the best weights.
 
-    Rank 0 alone writes checkpoints and speaks (`say`). Goes on from the newest checkpoint of the same task. When one of
-    the ranks is lost, elastic ones go on from their last commit.
+    Rank 0 alone writes checkpoints, speaks (`say`) and shows its steps to `watcher`, or in lines where there is none.
+    Goes on from the newest checkpoint of the same task. When one of the ranks is lost, elastic ones go on from their
+    last commit.
 
     Raises:
         ModelError: the data, the ranks or the numbers are not fit; on every rank, before or within the first steps.
     """
-    return workers.persevere(_Run(task, workers, checkpoints, say).outcome)
+    return workers.persevere(_Run(task, workers, checkpoints, say, watcher).outcome)
 
 
 class _Run:
     """A training as one rank sees it. `outcome` starts again from the last commit when elastic ranks change."""
 
-    def __init__(self, task: Task, workers: Workers, checkpoints: Checkpoints, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        workers: Workers,
+        checkpoints: Checkpoints,
+        say: Callable[[str], None],
+        watcher: Watcher | None = None,
+    ) -> None:
         self._task, self._workers, self._checkpoints, self._tell = task, workers, checkpoints, say
+        self._shown = watcher or Lines(say)
         self._spec = task.training
         self.network = Network(task.network, task.sizes, self._spec.seed)
         with tf.device("CPU"):
@@ -86,6 +98,10 @@ class _Run:
 
     def outcome(self) -> Outcome:
         self._join()
+        done = self._progress
+        self._watcher.started(
+            Plan(self._task.identity, self._workers.size, self._spec.max_epochs, done.step, done.history)
+        )
         while not self._progress.is_finished:
             self._epoch()
         for name, weight in self.network.weights.items():
@@ -95,6 +111,11 @@ class _Run:
     def _say(self, message: str) -> None:
         if self._workers.rank == 0:  # asked anew each time: elastic ranks change places
             self._tell(message)
+
+    @property
+    def _watcher(self) -> Watcher:
+        """Who looks on, on rank 0; nobody elsewhere."""
+        return self._shown if self._workers.rank == 0 else Watcher()
 
     def _join(self) -> None:
         """Agree with the other ranks on what is trained and from where on, and take this rank's streams.
@@ -179,14 +200,12 @@ class _Run:
     def _epoch(self) -> None:
         """Train one epoch, or what is left of it, and decide what follows; the same on every rank."""
         epoch, last = self._progress.epoch + 1, (self._progress.epoch + 1) * self._steps_per_epoch
-        figures = _TrainFigures(
-            self._say, f"epoch {epoch}/{self._spec.max_epochs}", self._steps_per_epoch, self._progress
-        )
+        figures = EpochFigures(self._watcher, self._spec.max_epochs, self._steps_per_epoch, self._progress)
         for step in range(self._progress.step + 1, last + 1):
             rate = self._learning_rate(epoch, step)
             sums = guarded(partial(self._steps.train, next(self._batches), step, rate))
             self._check_numbers(sums, step, epoch)
-            figures.add(sums)
+            figures.add(sums, step, rate)
             is_saved = self._spec.checkpoint_steps > 0 and step % self._spec.checkpoint_steps == 0
             is_committed = self._workers.is_elastic and step % self._spec.commit_steps == 0
             if step < last and (is_saved or is_committed):
@@ -211,7 +230,7 @@ class _Run:
             train_sums=(),
             seconds=0.0,
         )
-        self._say(_epoch_line(row, self._spec.max_epochs, epoch == best_epoch))
+        self._watcher.epoch(history, epoch == best_epoch)
         self._secure(on_disk=True)
 
     def _secure(self, on_disk: bool) -> None:
@@ -258,47 +277,6 @@ class _Run:
             self._checkpoints.save(self._progress, self._variables)
 
 
-class _TrainFigures:
-    """Running sums of an epoch's training, and its progress lines. Sums are over all ranks."""
-
-    def __init__(self, say: Callable[[str], None], title: str, steps: int, progress: Progress) -> None:
-        """progress: where the epoch goes on, if an earlier run took some of its steps."""
-        self._say, self._title, self._steps = say, title, steps
-        self._told = time.monotonic()
-        self._started = self._told - progress.seconds
-        self._sums = np.array(progress.train_sums or np.zeros(len(TrainSums._fields)))
-        self._done = progress.step - progress.epoch * steps
-
-    @property
-    def seconds(self) -> float:
-        """Spent on the epoch so far, by an earlier run too."""
-        return time.monotonic() - self._started
-
-    def state(self) -> dict[str, Any]:
-        """What a later run needs to go on: see Progress."""
-        return {"train_sums": tuple(self._sums.tolist()), "seconds": round(self.seconds, 3)}
-
-    def add(self, sums: TrainSums) -> None:
-        self._sums += sums
-        self._done += 1
-        now = time.monotonic()
-        if now - self._told >= PROGRESS_S:
-            self._told = now
-            row, left_s = self.row(), self.seconds / self._done * (self._steps - self._done)
-            self._say(
-                f"{self._title}  step {self._done}/{self._steps}  loss {row['train_item_loss']:.3f} item, "
-                f"{row['train_category_loss']:.3f} category  {row['events_per_s']:,.0f} events/s  {left_s:.0f} s left"
-            )
-
-    def row(self) -> dict[str, float]:
-        sums = TrainSums(*self._sums.tolist())
-        return {
-            "train_item_loss": sums.item_loss / max(sums.item_targets, 1.0),
-            "train_category_loss": sums.category_loss / max(sums.category_targets, 1.0),
-            "events_per_s": round(sums.positions / self.seconds, 1),
-        }
-
-
 def best_of(history: Sequence[Mapping[str, float]], spec: TrainingSpec) -> int:
     """The epoch that validation likes best: least loss, or highest NDCG@10; the heads count by their weights.
 
@@ -313,15 +291,6 @@ def best_of(history: Sequence[Mapping[str, float]], spec: TrainingSpec) -> int:
 
 def _weighted(spec: TrainingSpec, item: float, category: float) -> float:
     return spec.item_weight * item + spec.category_weight * category
-
-
-def _epoch_line(row: Mapping[str, float], max_epochs: int, is_best: bool) -> str:
-    return (
-        f"epoch {row['epoch']}/{max_epochs}  train {row['train_item_loss']:.3f} item, {row['train_category_loss']:.3f} "
-        f"category  valid {row['valid_item_loss']:.3f}, {row['valid_category_loss']:.3f}  NDCG@10 "
-        f"{row['valid_item_ndcg']:.4f}, {row['valid_category_ndcg']:.4f}  {row['events_per_s']:,.0f} events/s  "
-        f"{row['seconds']:.0f} s{'  best so far' if is_best else ''}"
-    )
 
 
 def _joined_line(progress: Progress, ranks: int, is_begun: bool) -> str:

@@ -200,12 +200,13 @@ def connect_workers(spec: TrainingSpec | None = None, elastic: bool = False) -> 
 def use_threads(threads: int, side_by_side: bool = True) -> int:
     """Fix TensorFlow's threads before its first operation: `threads`, or for 0 this rank's share of the cores.
 
-    Side by side, each operation runs on one thread and so many operations at a time: the parts of a training batch
-    (model/step.py) use them better than operations that are each split among threads. Else each operation is split.
+    The share is INTEREST_RANK_CORES where that is set, as for ranks in tasks of a Spark cluster. Side by side, each
+    operation runs on one thread and so many operations at a time: the parts of a training batch (model/step.py) use
+    them better than operations that are each split among threads. Else each operation is split.
     """
     if threads == 0:
         ranks_here = int(os.environ.get(RANKS_HERE) or os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
-        threads = max(1, len(os.sched_getaffinity(0)) // ranks_here)
+        threads = int(os.environ.get("INTEREST_RANK_CORES", max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     try:
         tf.config.threading.set_inter_op_parallelism_threads(threads if side_by_side else 1)
         tf.config.threading.set_intra_op_parallelism_threads(1 if side_by_side else threads)

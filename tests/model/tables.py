@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.feed import DataFile
-from model.spec import NetworkSpec, Sizes, TrainingSpec
+from model.spec import NetworkSpec, Sizes, TrackingSpec, TrainingSpec
 
 LENGTH = 8
 N_ITEMS = 20  # known items, ids 2 … 21
@@ -65,6 +65,7 @@ TRAINING = TrainingSpec(
     threads=1,
     seed=7,
 )
+TRACKING = TrackingSpec(tensorboard_steps=2, mlflow_uri=None, mlflow_experiment="tests")
 
 
 def ruled_rows(n_rows: int, seed: int, length: int = LENGTH) -> dict[str, NDArray[np.int32]]:

@@ -1,51 +1,38 @@
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import date
 from pathlib import Path
+from unittest.mock import ANY
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY, ContractError
 from jobs import train as job
-from jobs.settings import Settings
-from jobs.store import Lineage, Store
+from jobs.settings import Settings, UsageError
 from model.bundle import load_bundle
 from model.errors import ModelError
 from model.predict import Predictor
 from tests.model import tables
+from tests.model.day import CODING, write_day
 
 DAY = date(2024, 6, 30)
-CODING = {"length": tables.LENGTH, "gap_edges_s": [1, 60, 1800, 86400, 604800], "new_session_gap": 5}
 
 
 def _settings() -> Settings:
     training = tables.TRAINING.model_copy(update={"max_epochs": 1})
-    return Settings.model_construct(network=tables.NETWORK, training=training)
+    return Settings.model_construct(network=tables.NETWORK, training=training, tracking=tables.TRACKING)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> str:
-    """A day's training_sequences_v1 and vocabulary_v1, published as the stages before do it."""
-    store = Store(str(tmp_path / "root"))
-    staged = Path(store.staging(VOCABULARY.name, DAY))
-    staged.mkdir(parents=True)
-    rows = [(c.KIND_ITEM, f"item {k}", c.FIRST_ID + k, 9) for k in range(tables.N_ITEMS)]
-    rows += [(c.KIND_CATEGORY, f"category {k}", c.FIRST_ID + k, 9) for k in range(tables.N_CATEGORIES)]
-    columns = zip(VOCABULARY.schema.names, zip(*rows, strict=True), strict=True)
-    pq.write_table(pa.table({name: list(values) for name, values in columns}), staged / "part-0.parquet")
-    vocabulary = store.publish(VOCABULARY, DAY, str(staged), Lineage({}, "config"))
-
-    staged = Path(store.staging(TRAINING_SEQUENCES.name, DAY))
-    for seed, (split, n_rows) in enumerate(((c.TRAIN, 200), (c.VALID, 40), (c.TEST, 40))):
-        tables.write_split(staged / f"{c.SPLIT}={split}", tables.ruled_rows(n_rows, seed), groups=2)
-    lineage = Lineage({f"{VOCABULARY.name}/{DAY}": vocabulary.hash}, "config", CODING)
-    store.publish(TRAINING_SEQUENCES, DAY, str(staged), lineage)
-    return str(tmp_path / "root")
+    return write_day(tmp_path / "root", DAY)
 
 
 def test_a_day_becomes_a_bundle_that_predicts(root: str, capsys: pytest.CaptureFixture[str]):
@@ -64,14 +51,45 @@ def test_a_day_becomes_a_bundle_that_predicts(root: str, capsys: pytest.CaptureF
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("training: 1 x ")
     assert "200 train rows, 40 valid rows, 20 items, 4 categories" in said[0]
+    assert re.fullmatch(
+        r"summary: best epoch 1 of 1, \d+ s, [\d,]+ events/s \(mean over epochs\), 1 x 1 \(ranks x threads\)", said[-2]
+    )
     assert said[-1].startswith(f"model {bundle.model_version}: best epoch 1 of 1")
+    live = Path(root) / "_training" / f"dt={DAY}"
+    assert (live / "history.csv").read_bytes() == (folder / "history.csv").read_bytes()
+    curves = _curves(live / "tensorboard")
+    assert curves["step/train_item_loss"] == [(2, pytest.approx(3, abs=0.5)), (4, ANY), (6, ANY)]  # of 6 steps
+    (row,) = csv.DictReader((live / "history.csv").open())
+    assert curves["epoch/valid_item_loss"] == [(1, pytest.approx(float(row["valid_item_loss"])))]
 
     job.train(_settings, root, DAY)  # goes on from the finished run
     assert load_bundle(str(folder)).model_version == bundle.model_version
-    assert "going on after epoch 1" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert "going on after epoch 1" in said[1]
+    assert said[2].endswith("no epoch was left to train")
+    assert _curves(live / "tensorboard") == curves
     job.train(_settings, root, DAY, fresh=True)
     assert "going on" not in capsys.readouterr().err
     assert load_bundle(str(folder)).model_version == bundle.model_version
+    assert [at for at, _ in _curves(live / "tensorboard")["step/train_item_loss"]] == [2, 4, 6]  # the old ones are gone
+
+
+def test_a_store_that_mlflow_cant_use_is_refused_before_the_first_step(root: str):
+    pytest.importorskip("mlflow.tracking", reason="MLflow is not installed (the extra [mlflow])")
+    tracking = tables.TRACKING.model_copy(update={"mlflow_uri": "nonsense://store"})
+    with pytest.raises(UsageError, match=r"MLflow can't use tracking\.mlflow_uri = nonsense://store: .* set the key"):
+        job.train(lambda: _settings().model_copy(update={"tracking": tracking}), root, DAY)
+    assert not (Path(root) / "_checkpoints").exists()
+
+
+def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every point by curve, as TensorBoard reads them."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        name: [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in events.Tensors(name)]
+        for name in events.Tags()["tensors"]
+    }
 
 
 def test_another_vocabulary_than_that_of_the_sequences_is_refused(root: str):
@@ -128,7 +146,7 @@ def test_a_bundle_of_another_day_is_not_touched_by_a_failure(root: str):
 
     def broken() -> Settings:
         training = tables.TRAINING.model_copy(update={"learning_rate": 1e30, "clip_norm": 1e30})
-        return Settings.model_construct(network=tables.NETWORK, training=training)
+        return Settings.model_construct(network=tables.NETWORK, training=training, tracking=tables.TRACKING)
 
     with pytest.raises(ModelError, match="not a number"):
         job.train(broken, root, DAY)

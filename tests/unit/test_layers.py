@@ -19,9 +19,24 @@ FORBIDDEN = {
 # What model may import of features: plain constants.
 SHARED = "features.columns"
 # Library → the modules that may import it, so that it can be replaced there.
-ONLY_IN = {"petastorm": ("model.feed",), "horovod": ("model.workers", "model.elastic")}
-# Evaluation and specs are used where TensorFlow is not wanted: in Spark's driver and its workers.
-WITHOUT_TENSORFLOW = ("model.spec", "model.metrics", "model.baselines", "model.errors", "model.evaluation")
+ONLY_IN = {
+    "petastorm": ("model.feed",),
+    "horovod": ("model.workers", "model.elastic"),
+    "mlflow": ("jobs.tracking",),
+    "tqdm": ("model.bar",),
+}
+# The exception: Horovod's launcher for Spark starts ranks and loads no TensorFlow.
+ALSO_IN = {"jobs.spark_ranks": ("horovod.spark", "horovod.runner")}
+# What is used where TensorFlow is not wanted: in Spark's driver and its workers, in what starts ranks.
+WITHOUT_TENSORFLOW = (
+    "model.spec",
+    "model.metrics",
+    "model.baselines",
+    "model.errors",
+    "model.evaluation",
+    "model.watch",
+    "model.bar",
+)
 
 
 def sources() -> dict[str, str]:
@@ -58,6 +73,8 @@ def violations(module: str, source: str) -> list[str]:
             found.append(f"{module} imports {name}: {package}/ never imports {library}")
         if package == "model" and library == "features" and not f"{name}.".startswith(f"{SHARED}."):
             found.append(f"{module} imports {name}: of features, model/ may import {SHARED} only")
+        if any(f"{name}.".startswith(f"{allowed}.") for allowed in ALSO_IN.get(module, ())):
+            continue
         if library in ONLY_IN and module not in ONLY_IN[library] and library not in FORBIDDEN[package]:
             found.append(f"{module} imports {name}: {library} belongs in {' and '.join(ONLY_IN[library])} only")
     if package == "jobs" and rest and rest[0] in sys.stdlib_module_names:
@@ -117,6 +134,14 @@ def test_light_modules_load_without_tensorflow(module: str) -> None:
         ("model.network", "import petastorm", "petastorm belongs in model.feed only"),
         ("model.feed", "import horovod", "horovod belongs in model.workers and model.elastic only"),
         ("jobs.train", "import horovod.tensorflow", "horovod belongs in model.workers and model.elastic only"),
+        ("jobs.train", "import horovod.spark", "horovod belongs in model.workers and model.elastic only"),
+        (
+            "jobs.spark_ranks",
+            "import horovod.tensorflow as hvd",
+            "horovod belongs in model.workers and model.elastic only",
+        ),
+        ("jobs.train", "from mlflow.tracking import MlflowClient", "mlflow belongs in jobs.tracking only"),
+        ("jobs.watching", "import tqdm", "tqdm belongs in model.bar only"),
         ("jobs.train", "import tensorflow", "jobs/ never imports tensorflow"),
         ("jobs.logging", "", "hides Python's own logging"),
         ("jobs.io", "", "hides Python's own io"),
@@ -144,6 +169,7 @@ def test_a_planted_violation_is_found(module: str, source: str, rule: str) -> No
         ("model.workers", "import horovod.tensorflow as hvd"),
         ("model.elastic", "from horovod.tensorflow import elastic"),
         ("jobs.train", "from model.training import train\nfrom features.contracts import SCORES\nimport pyspark"),
+        ("jobs.spark_ranks", "import horovod.spark\nfrom horovod.runner import gloo_run"),
         ("jobs.doctor", "CODE = 'import horovod, petastorm, tensorflow'"),
     ],
 )

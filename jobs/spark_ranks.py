@@ -1,0 +1,294 @@
+"""Ranks inside Spark's executors. The only module that imports horovod.spark.
+
+Horovod starts a task for each rank and in each task a process, which runs a function that travels with the job. The
+function returns its error as a value, so that an error is told once, here, and by its kind. Lines of rank 0 come back
+over a connection of their own: Horovod hands on what its processes print only when they have ended.
+"""
+
+import atexit
+import contextlib
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pyspark.sql import SparkSession
+
+from jobs.line_channel import Address, FarStream, listen
+from jobs.ranks import STALL_KEY, STALL_S, error_of, error_report
+from jobs.settings import UsageError
+from model.errors import ModelError
+
+START_TIMEOUT_S = 300  # for every rank to get a slot of the cluster, executors that are started on demand included
+RANK_CORES = "INTEREST_RANK_CORES"  # cores of the task that a rank runs in, read by model.workers
+_POLL_S = 1.0  # seconds between two looks at the tasks
+_STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the run is interrupted
+_GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another
+_RANK = "HOROVOD_RANK"
+_PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
+
+
+def run_in_executors(
+    spark: SparkSession,
+    ranks: int,
+    work: Callable[[], Any],
+    tell: Callable[[str], None],
+    environment: Mapping[str, str],
+    start_timeout_s: int = START_TIMEOUT_S,
+    debug: bool = False,
+) -> Any:
+    """Call `work` in `ranks` processes, one a Spark task, and return what it returned on rank 0.
+
+    work: a nested function, which Spark carries by value; it may refer to plain values and imports what it needs.
+    `tell` hears the lines that rank 0 writes to standard error; `environment` is added to that of the ranks.
+
+    Raises:
+        UsageError: this Spark runs fewer tasks at a time than there are ranks, or executors lack the project.
+        ContractError, ModelError: what stopped a rank, once, whichever rank it was; or that one is gone.
+        TimeoutError: the cluster had no room for every rank in time.
+        RuntimeError: anything else.
+    """
+    import horovod.spark
+
+    context = spark.sparkContext
+    settings = context.getConf()
+    cores = settings.get("spark.task.cpus", "1")
+    _check_slots(context, ranks, int(cores))
+    own = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S), "HOROVOD_GLOO_TIMEOUT_SECONDS": str(_GLOO_TIMEOUT_S)}
+    is_local = str(context.master).startswith("local")
+    if not is_local:
+        own[RANK_CORES] = cores
+    noise = _Noise()
+    host = settings.get("spark.driver.host", "127.0.0.1")
+    bind = settings.get("spark.driver.bindAddress", host)
+    with listen(bind, host, tell) as address, _horovod_in_a_thread(noise) as stop, _quiet(context):
+        rank = _rank_function(work, str(Path(__file__).resolve().parent.parent), address, debug)
+        run = _Run(
+            lambda: horovod.spark.run(
+                rank,
+                num_proc=ranks,
+                start_timeout=start_timeout_s,
+                use_gloo=True,
+                env={**own, **environment},
+                stdout=noise,
+                stderr=noise,
+                verbose=0,
+                nics={_loopback()} if is_local else None,
+            )
+        )
+        try:
+            reports = _wait(context, run, stop)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"{run.most_tasks} of {ranks} ranks had a slot of the cluster {context.master} after {start_timeout_s} "
+                f"s, so training did not start. Each needs a task of {cores} cores (spark.task.cpus). Free or add "
+                "executors, lower --ranks, or wait longer with --start-timeout."
+            ) from error
+        except _LostError as error:
+            raise noise.explanation() from error
+    found = error_of(report["error"] for report in reports if "error" in report)
+    if found is not None:
+        raise found
+    return reports[0]["result"]
+
+
+def leave(code: int) -> int:
+    """Pass an exit code on; end at once where Horovod's threads still wait for a machine that is gone."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def report_of(work: Callable[[], Any], address: Address | None, debug: bool) -> dict[str, Any]:
+    """In the rank's process: call `work`; returns {"result": …} or {"error": …}, which JSON could hold."""
+    if address and os.environ[_RANK] == "0":
+        sys.stderr = FarStream(address, sys.stderr)
+    try:
+        return {"result": work()}
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        atexit.register(os._exit, 0)  # runs before Horovod's own exit handler, which would wait for ranks that are gone
+        return {"error": error_report(error)}
+
+
+def _rank_function(
+    work: Callable[[], Any], project: str, address: Address | None, debug: bool
+) -> Callable[[], dict[str, Any]]:
+    """What Horovod calls in an executor's process. Nested, so that it is carried by value: nothing is imported yet."""
+
+    def rank() -> dict[str, Any]:
+        import os
+        import socket
+        import sys
+        from glob import glob
+
+        here = os.environ.get("HOROVOD_SPARK_WORK_DIR", ".")  # where Spark lays what --py-files brought
+        sys.path[:0] = [project, here, *sorted(glob(f"{here}/*.zip"))]
+        try:
+            from jobs.spark_ranks import report_of
+        except ImportError as error:
+            message = (
+                f"The executor on {socket.gethostname()} can't import the project: {error}. Put it, with its .venv, at "
+                f"{project} on every node, or set PYTHONPATH and PYSPARK_PYTHON there."
+            )
+            return {"error": {"type": "UsageError", "message": message, "order": 0}}
+        return report_of(work, address, debug)
+
+    return rank
+
+
+class _LostError(Exception):
+    """A rank, or the task around it, ended without a report."""
+
+
+class _Run:
+    """Horovod's call in a thread, so that this one can look at the tasks and be interrupted."""
+
+    def __init__(self, call: Callable[[], list[dict[str, Any]]]) -> None:
+        from horovod.spark.driver import job_id
+
+        self._call = call
+        self.reports: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.most_tasks = 0
+        self.group = f"horovod.spark.run.{job_id.JOB_ID + 1}"  # as Horovod is about to call it
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            self.reports = self._call()
+        except BaseException as error:
+            self.error = error
+
+
+def _wait(context: Any, run: _Run, stop: threading.Event) -> list[dict[str, Any]]:
+    """Reports in order of rank. Whatever happens to the executors, it ends within bounds."""
+    from horovod.runner.common.util.timeout import TimeoutException
+
+    lost_s: float | None = None
+    try:
+        while run.thread.is_alive():
+            run.thread.join(_POLL_S)
+            active, failed = _tasks(context, run.group)
+            run.most_tasks = max(run.most_tasks, active)
+            if failed and lost_s is None:
+                lost_s = time.monotonic()
+                stop.set()
+            if lost_s is not None and time.monotonic() - lost_s > _STOP_S:
+                context.cancelJobGroup(run.group)
+                raise _LostError("a Spark task failed")
+    except BaseException:  # an interrupt too: no rank is to outlive it
+        stop.set()
+        run.thread.join(_STOP_S)
+        context.cancelJobGroup(run.group)
+        raise
+    if isinstance(run.error, TimeoutException):
+        raise TimeoutError(str(run.error))
+    if run.error is not None or any(report is None for report in run.reports):
+        raise _LostError(str(run.error))
+    return run.reports
+
+
+def _tasks(context: Any, group: str) -> tuple[int, int]:
+    """Running and failed tasks of the jobs of a group."""
+    tracker = context.statusTracker()
+    jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
+    stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
+    return sum(stage.numActiveTasks for stage in stages if stage), sum(
+        stage.numFailedTasks for stage in stages if stage
+    )
+
+
+def _check_slots(context: Any, ranks: int, cores: int) -> None:
+    """Refuse more ranks than a Spark on this machine alone can ever run; on a cluster slots may come."""
+    if not context.master.startswith("local[") and context.master != "local":
+        return
+    slots = context.defaultParallelism // cores
+    if ranks > slots:
+        raise UsageError(
+            f"--ranks {ranks}: this Spark ({context.master}) runs {slots} tasks at a time, and every rank is one. "
+            f"Lower --ranks, or give it more, as in --master 'local[{ranks}]'."
+        )
+
+
+def _loopback() -> str:
+    """Name of the interface that has 127.0.0.1: on one machine nothing needs to listen outside."""
+    return next(
+        name for name, found in psutil.net_if_addrs().items() if any(entry.address == "127.0.0.1" for entry in found)
+    )
+
+
+@contextlib.contextmanager
+def _horovod_in_a_thread(noise: "_Noise") -> Iterator[threading.Event]:
+    """Let horovod.spark.run work outside the main thread; setting the event ends its ranks.
+
+    Two functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread may,
+    and would take Ctrl-C from us. One loads TensorFlow in a fork of this process to see whether Gloo was built, and a
+    fork disturbs the connection to Spark; ranks without Gloo say so themselves.
+    """
+    from horovod.runner import gloo_run, launch
+
+    stop = threading.Event()
+    replaced = (
+        (gloo_run, "register_shutdown_event", lambda: stop),
+        (launch, "gloo_built", lambda verbose: True),  # noqa: ARG005
+        (threading, "excepthook", lambda thrown: noise.write(str(thrown.exc_value))),  # they reach us by other ways
+    )
+    before = [getattr(owner, name) for owner, name, _ in replaced]
+    for owner, name, value in replaced:
+        setattr(owner, name, value)
+    try:
+        yield stop
+    finally:
+        for (owner, name, _), value in zip(replaced, before, strict=True):
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _quiet(context: Any) -> Iterator[None]:
+    """Keep Spark's log of failed tasks off the screen: what failed is told once, by us."""
+    level = os.environ.get("INTEREST_SPARK_LOG")
+    if level is None:
+        context.setLogLevel("OFF")
+    try:
+        yield
+    finally:
+        context.setLogLevel(level or "ERROR")
+
+
+class _Noise:
+    """What ranks print besides: Horovod writes it here from one thread for each stream. The last lines are kept."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=50)
+
+    def write(self, text: str) -> int:
+        """Keep the lines."""
+        self._lines.extend(text.splitlines())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def explanation(self) -> Exception:
+        """Why a rank ended without a report: the last Python error of a stack trace, else it is simply gone."""
+        lines = list(self._lines)
+        if any("Traceback (most recent call last)" in line for line in lines):
+            for match in filter(None, map(_PYTHON_ERROR.search, reversed(lines))):
+                return RuntimeError(f"A rank in Spark's executors broke off: {match[1][:500]}")
+        return ModelError(
+            "Training stopped because a rank is gone (killed, out of memory, or its executor). Start it again: it goes "
+            "on from the latest checkpoint."
+        )
