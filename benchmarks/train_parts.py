@@ -241,6 +241,7 @@ def _rates(case: Case, seconds: float, ranks: int) -> dict[str, float]:
 def main() -> None:
     """Time one piece."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # for every piece, as jobs.train does
     piece, text = sys.argv[1:]
     case = Case(**json.loads(text))
     print(json.dumps({"matmul": matmul, "ours": ours, "keras_fit": keras_fit}[piece](case)))

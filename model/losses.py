@@ -39,11 +39,13 @@ def log_partition(
     weight: Tensor,
     own: Tensor | None = None,
     skipped: tuple[Tensor, Tensor] | None = None,
+    precision: str = "float32",
 ) -> Tensor:
     """Weighted sum of log partition functions: Σ_p w_p · log(exp(own_p) + Σ_j exp(a_p·r_j + o_j)) → one number.
 
     answers: [P, E]; rows: [M, E]; offset: [M]; weight: [P], a constant; own: [P] scores that count beside the rows;
-    skipped: ids [P] and ids [M], where they are equal the row does not count.
+    skipped: ids [P] and ids [M], where they are equal the row does not count; precision: of what is multiplied; sums
+    are float32.
 
     Positions are taken in pieces that stay in the cache, and a piece's gradients are made while its exponentials are at
     hand, so no array of size P × M is ever written: what lies between the matrix multiplications costs little, and
@@ -52,6 +54,9 @@ def log_partition(
     n_positions, n_rows = tf.shape(answers)[0], tf.shape(rows)[0]
     piece = tf.maximum(_PIECE_ROWS, _PIECE_SCORES // n_rows)
     n_pieces = (n_positions + piece - 1) // piece
+
+    def product(left: Tensor, right: Tensor, **transposed: bool) -> Tensor:
+        return tf.cast(tf.matmul(tf.cast(left, precision), tf.cast(right, precision), **transposed), tf.float32)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def total(answers: Tensor, rows: Tensor, offset: Tensor, own: Tensor) -> tuple[Tensor, Any]:
@@ -62,7 +67,7 @@ def log_partition(
             part = slice(at * piece, at * piece + piece)
             one = tf.ones_like(answers[part][:, :1])
             asked = tf.concat([answers[part], one], axis=1)  # [p, E + 1]
-            scores = tf.matmul(asked, table, transpose_b=True)  # [p, M]
+            scores = product(asked, table, transpose_b=True)  # [p, M]
             if skipped is not None:
                 scores = tf.where(skipped[0][part][:, None] == skipped[1][None, :], -np.inf, scores)
             top = tf.reduce_max(scores, axis=1)  # [p]
@@ -76,8 +81,8 @@ def log_partition(
                 d_own = d_own.write(at, weight[part] * own_mass / mass)
             loss += tf.reduce_sum(weight[part] * (top + tf.math.log(mass)))
             scale = (weight[part] / mass)[:, None]  # [p, 1]
-            d_table += tf.matmul(asked * scale, share, transpose_a=True)  # [E + 1, M], the small one transposed
-            return at + 1, loss, d_table, d_answers.write(at, scale * tf.matmul(share, rows)), d_own
+            d_table += product(asked * scale, share, transpose_a=True)  # [E + 1, M], the small one transposed
+            return at + 1, loss, d_table, d_answers.write(at, scale * product(share, rows)), d_own
 
         pieces = [
             tf.TensorArray(tf.float32, n_pieces, infer_shape=False, element_shape=shape)
@@ -132,6 +137,7 @@ def head_loss(
     targets: Tensor,
     smoothing: float,
     negatives: Negatives | None,
+    precision: str = "float32",
 ) -> Tensor:
     """Loss of one head, summed over its positions: sampled where there are negatives, else full. → one number.
 
@@ -148,11 +154,14 @@ def head_loss(
     own = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias  # [P]
     if negatives is None:
         rows, bias = network.output_table(kind)  # [V, E], [V]
-        loss = log_partition(answers, rows, bias, weight) - (1.0 - smoothing) * tf.reduce_sum(weight * own)
+        loss = log_partition(answers, rows, bias, weight, precision=precision) - (1.0 - smoothing) * tf.reduce_sum(
+            weight * own
+        )
         if smoothing > 0.0:
             uniform = tf.linalg.matvec(answers, tf.reduce_mean(rows, axis=0)) + tf.reduce_mean(bias)  # [P]
             loss -= smoothing * tf.reduce_sum(weight * uniform)
         return loss
     rows, bias = network.output_rows(kind, negatives.ids)  # [N, E], [N]
     offset = bias - negatives.log_expected
-    return log_partition(answers, rows, offset, weight, own, (targets, negatives.ids)) - tf.reduce_sum(weight * own)
+    total = log_partition(answers, rows, offset, weight, own, (targets, negatives.ids), precision)
+    return total - tf.reduce_sum(weight * own)

@@ -50,6 +50,8 @@ class TrainingSpec(BaseModel):
     item_weight: float = Field(ge=0.0)
     category_weight: float = Field(ge=0.0)
     label_smoothing: float = _Share
+    softmax_precision: Literal["float32", "bfloat16"]
+    xla: bool
     negatives: int = Field(ge=1)
     negative_power: float = Field(ge=0.0, le=1.0)
     shuffle_rows: int = Field(ge=0)

@@ -72,6 +72,8 @@ class Steps:
                     f"{network.spec.full_softmax_max_items}. Set it to 0 or raise that limit."
                 )
             self._samplers[c.ITEM] = NegativeSampler(counts[c.ITEM], spec.negatives, spec.negative_power)
+        if spec.xla:
+            tf.config.optimizer.set_jit("autoclustering")
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
         rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in COLUMNS}
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
@@ -161,7 +163,10 @@ class Steps:
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
             targets = tf.gather_nd(ahead, place)  # [P]
             answers = network.answer(kind, hidden, query)
-            loss = head_loss(network, kind, answers, targets, self._spec.label_smoothing, negatives[kind])
+            spec = self._spec
+            loss = head_loss(
+                network, kind, answers, targets, spec.label_smoothing, negatives[kind], spec.softmax_precision
+            )
             objective += weights[kind] * loss
             sums += [loss, _count(targets >= c.FIRST_ID)]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])

@@ -105,6 +105,16 @@ def test_smoothing_mixes_in_the_uniform_distribution():
     )
 
 
+def test_half_precision_moves_the_loss_by_its_rounding_only():
+    network, answers, targets = _network(), _answers(4), tf.constant([2, 3, 15, 21])
+    whole, half = (
+        float(head_loss(network, c.ITEM, answers, targets, 0.0, None, precision))
+        for precision in ("float32", "bfloat16")
+    )
+    assert half != whole
+    assert half == pytest.approx(whole, rel=2e-2)
+
+
 def test_sampled_softmax_with_every_id_once_is_the_full_softmax():
     network, answers, targets = _network(), _answers(4), tf.constant([2, 3, 15, 21])
     sampled, full = (head_loss(network, c.ITEM, answers, targets, 0.0, each) for each in (_every_item_once(), None))

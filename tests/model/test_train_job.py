@@ -52,7 +52,8 @@ def test_a_day_becomes_a_bundle_that_predicts(root: str, capsys: pytest.CaptureF
     assert said[0].startswith("training: 1 x ")
     assert "200 train rows, 40 valid rows, 20 items, 4 categories" in said[0]
     assert re.fullmatch(
-        r"summary: best epoch 1 of 1, \d+ s, [\d,]+ events/s \(mean over epochs\), 1 x 1 \(ranks x threads\)", said[-2]
+        r"summary: best epoch 1 of 1, \d+ s, [\d,]+ events/s \(mean over epochs\), 1 x \d+ \(ranks x threads\)",
+        said[-2],
     )
     assert said[-1].startswith(f"model {bundle.model_version}: best epoch 1 of 1")
     live = Path(root) / "_training" / f"dt={DAY}"
