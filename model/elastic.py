@@ -51,8 +51,8 @@ class ElasticWorkers(HorovodWorkers):
         self._news.check_host_updates()
 
     def _tune(self, settings: Mapping[str, str]) -> None:
-        # With both of them set, Horovod 0.28.1 crashes when it starts anew after a loss: its ParameterManager writes to a
-        # variable that the first start had taken away. So elastic ranks run without.
+        # With both of them set, Horovod 0.28.1 crashes when it starts anew after a loss: its ParameterManager writes to
+        # a variable that the first start had taken away. So elastic ranks run without.
         for name in settings:
             os.environ.pop(name, None)
 
