@@ -1,6 +1,7 @@
 """Ranks that may be lost and added while they train, behind the seam of model.workers; Horovod's elastic driver."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from model.spec import TrainingSpec
@@ -19,6 +20,7 @@ class ElasticWorkers(HorovodWorkers):
     is_elastic = True
 
     def __init__(self, spec: TrainingSpec | None = None) -> None:
+        """spec: how gradients are exchanged, but for `fusion_mib` and `cycle_ms`: see `_tune`."""
         super().__init__(spec)
         from horovod.common.elastic import State
         from horovod.common.exceptions import HorovodInternalError
@@ -47,6 +49,12 @@ class ElasticWorkers(HorovodWorkers):
     def look_for_changes(self) -> None:
         """See Workers."""
         self._news.check_host_updates()
+
+    def _tune(self, settings: Mapping[str, str]) -> None:
+        # With both of them set, Horovod 0.28.1 crashes when it starts anew after a loss: its ParameterManager writes to
+        # a variable that the first start had taken away. So elastic ranks run without.
+        for name in settings:
+            os.environ.pop(name, None)
 
     def _take_place(self) -> None:
         self.rank, self.size = self._hvd.rank(), self._hvd.size()

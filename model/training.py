@@ -22,7 +22,7 @@ from model.watch import EpochFigures, Lines, Plan, Watcher
 from model.workers import Workers, guarded, stop_all, together
 
 # Settings that may change between two starts of one training: the weights are the same with any of their values.
-_SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "commit_steps", "cycle_ms", "fusion_mib", "threads"}
+_SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "commit_steps", "cycle_ms", "fusion_mib"}
 
 Counts = dict[str, NDArray[np.int64]]
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 
 # Ranks on this machine, set by who starts them where Horovod takes one machine for several.
 RANKS_HERE = "INTEREST_RANKS_HERE"
+FUSION, CYCLE = "HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME"
 
 
 class StoppedByRankError(ModelError):
@@ -104,8 +105,7 @@ class HorovodWorkers:
         """spec: how gradients are exchanged; what the launcher sets in the environment goes before it."""
         self._is_packed, self._pack_scale = False, 1.0
         if spec is not None:
-            os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", str(spec.fusion_mib * 2**20))
-            os.environ.setdefault("HOROVOD_CYCLE_TIME", str(spec.cycle_ms))
+            self._tune({FUSION: str(spec.fusion_mib * 2**20), CYCLE: str(spec.cycle_ms)})
             self._is_packed = spec.compression == "fp16"
             self._pack_scale = 1.0 / (spec.batch_rows * spec.backward_passes_per_step)
         import horovod.tensorflow as hvd
@@ -114,6 +114,10 @@ class HorovodWorkers:
         self._hvd = hvd
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
+
+    def _tune(self, settings: Mapping[str, str]) -> None:
+        for name, value in settings.items():
+            os.environ.setdefault(name, value)
 
     def sum(self, values: Floats) -> Floats:
         """See Workers."""

@@ -22,7 +22,9 @@ CASE: dict[str, Any] = {
     | {"checkpoint_steps": 7, "commit_steps": 5, "adam_epsilon": 1e-3},
 }
 N_STEPS = 3 * 40
-TOLERANCE = 2e-4  # of weights, between trainings with other numbers of ranks
+TOLERANCE = (
+    1e-5  # of weights, between trainings with other numbers of ranks; with two ranks they were equal bit for bit
+)
 DELAY_S = 0.05  # at most between a chosen step and the kill: longer than a step or a checkpoint takes
 SPARE_STEPS = 15  # from the last step that is chosen to the end, so that a kill comes before it
 
