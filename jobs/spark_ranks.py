@@ -163,14 +163,16 @@ class _Run:
         self.error: BaseException | None = None
         self.most_tasks = 0
         self.group = f"horovod.spark.run.{job_id.JOB_ID + 1}"  # as Horovod is about to call it
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
+        self.ended = threading.Event()  # waited for instead of the thread: an interrupted join() takes it for ended
+        threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
         try:
             self.reports = self._call()
         except BaseException as error:
             self.error = error
+        finally:
+            self.ended.set()
 
 
 def _wait(context: Any, run: _Run, stop: threading.Event) -> list[dict[str, Any]]:
@@ -179,8 +181,7 @@ def _wait(context: Any, run: _Run, stop: threading.Event) -> list[dict[str, Any]
 
     lost_s: float | None = None
     try:
-        while run.thread.is_alive():
-            run.thread.join(_POLL_S)
+        while not run.ended.wait(_POLL_S):
             active, failed = _tasks(context, run.group)
             run.most_tasks = max(run.most_tasks, active)
             if failed and lost_s is None:
@@ -191,7 +192,7 @@ def _wait(context: Any, run: _Run, stop: threading.Event) -> list[dict[str, Any]
                 raise _LostError("a Spark task failed")
     except BaseException:  # an interrupt too: no rank is to outlive it
         stop.set()
-        run.thread.join(_STOP_S)
+        run.ended.wait(_STOP_S)
         context.cancelJobGroup(run.group)
         raise
     if isinstance(run.error, TimeoutException):
@@ -205,10 +206,9 @@ def _tasks(context: Any, group: str) -> tuple[int, int]:
     """Running and failed tasks of the jobs of a group."""
     tracker = context.statusTracker()
     jobs = [tracker.getJobInfo(job) for job in tracker.getJobIdsForGroup(group)]
-    stages = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
-    return sum(stage.numActiveTasks for stage in stages if stage), sum(
-        stage.numFailedTasks for stage in stages if stage
-    )
+    found = [tracker.getStageInfo(stage) for job in jobs if job for stage in job.stageIds]
+    stages = [stage for stage in found if stage]
+    return sum(stage.numActiveTasks for stage in stages), sum(stage.numFailedTasks for stage in stages)
 
 
 def _check_slots(context: Any, ranks: int, cores: int) -> None:
