@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hosts; spark: start them in the executors of Spark",
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="ranks that the launcher starts")
+    parser.add_argument(
+        "--min-ranks", type=int, metavar="N", help="for horovodrun: go on after a loss with so many (default: end)"
+    )
     parser.add_argument("--hosts", metavar="A:N,B:N", help="machines for horovodrun, each with the most ranks it takes")
     parser.add_argument(
         "--start-timeout", type=int, metavar="S", help="seconds for Spark to find room for all ranks (default: 300)"
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_none(arguments: argparse.Namespace) -> None:
     """Refuse a launcher's flags where there is no launcher."""
-    given = [name for name in ("ranks", "hosts", "start_timeout") if getattr(arguments, name) is not None]
+    given = [name for name in ("ranks", "min_ranks", "hosts", "start_timeout") if getattr(arguments, name) is not None]
     if given:
         raise UsageError(f"--{given[0].replace('_', '-')} needs --launcher {HOROVODRUN} or {SPARK}.")
 
@@ -52,20 +55,27 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
 
 def _start(arguments: argparse.Namespace) -> None:
     """Start the ranks that the command line asks for and wait for them."""
-    launcher, ranks, hosts = arguments.launcher, arguments.ranks, arguments.hosts
+    launcher, ranks, hosts, min_ranks = arguments.launcher, arguments.ranks, arguments.hosts, arguments.min_ranks
+    if arguments.elastic:
+        raise UsageError("--elastic is for a rank that horovodrun starts; with --launcher horovodrun give --min-ranks.")
     if ranks is None or ranks < 1:
         raise UsageError(f"--launcher {launcher} needs --ranks, a number from 1; given: {ranks}.")
     if launcher == HOROVODRUN:
         if arguments.start_timeout is not None:
             raise UsageError("--start-timeout is for --launcher spark.")
+        if min_ranks is not None and not 1 <= min_ranks <= ranks:
+            raise UsageError(f"--min-ranks {min_ranks}: take 1 to {ranks}, the number of --ranks.")
         _check_hosts(hosts, ranks)
         from jobs.train import launch
 
         job = (arguments.root, arguments.date, arguments.conf, arguments.set)
-        launch(ranks, *job, fresh=arguments.fresh, hosts=hosts)
+        launch(ranks, *job, min_ranks, arguments.fresh, hosts)
         return
-    if hosts is not None:
-        raise UsageError("--hosts is for --launcher horovodrun; Spark chooses the machines itself.")
+    if hosts is not None or min_ranks is not None:
+        raise UsageError(
+            "--hosts and --min-ranks are for --launcher horovodrun: Spark chooses the machines itself, and its ranks "
+            "are not elastic."
+        )
     from jobs.spark import spark_session
 
     settings, options = load_settings(arguments.conf, arguments.set), (arguments.start_timeout, arguments.debug)

@@ -47,7 +47,7 @@ def start_ranks(
     is_launched = ranks > 1 or hosts is not None
     if is_launched:
         places = ["-H", hosts] if hosts else []
-        elastic = [] if min_ranks is None else _elastic_options(ranks, min_ranks)
+        elastic = [] if min_ranks is None else _elastic_options(ranks, min_ranks, is_here=hosts is None)
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
         command = [horovodrun, "--gloo", "-np", str(ranks), *places, *elastic, *command]
     project = str(Path(__file__).resolve().parent.parent)
@@ -89,11 +89,12 @@ def run_rank(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
     return code
 
 
-def _elastic_options(ranks: int, min_ranks: int) -> list[str]:
+def _elastic_options(ranks: int, min_ranks: int, is_here: bool) -> list[str]:
     """Horovod drops the host of a lost rank with all its ranks: this machine goes by two names, half the ranks each."""
     half = ranks // 2
     hosts = f"localhost:{ranks - half},127.0.0.1:{half}"
-    return ["--min-np", str(min_ranks), "--max-np", str(ranks), "-H", hosts, "--network-interfaces", "lo"]
+    places = ["-H", hosts, "--network-interfaces", "lo"] if is_here else []
+    return ["--min-np", str(min_ranks), "--max-np", str(ranks), *places]
 
 
 def _is_told_elsewhere(error: Exception) -> bool:

@@ -38,10 +38,7 @@ class MlflowRun(Watcher):
             ) from None
         try:
             self._client = MlflowClient(tracking_uri=uri)
-            found = self._client.get_experiment_by_name(spec.mlflow_experiment)
-            self._experiment: str = (
-                found.experiment_id if found else self._client.create_experiment(spec.mlflow_experiment)
-            )
+            self._experiment = self._experiment_named(spec.mlflow_experiment)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise UsageError(
@@ -51,6 +48,17 @@ class MlflowRun(Watcher):
         self._parameters = parameters
         self._run = ""
         self._is_finished = False
+
+    def _experiment_named(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except Exception:  # of two elastic ranks, or two trainings, at the same moment one comes too late
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
     def started(self, plan: Plan) -> None:
         """See Watcher. A training that goes on takes up its run; one that starts anew gets another."""

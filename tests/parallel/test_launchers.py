@@ -142,6 +142,9 @@ def test_more_ranks_than_this_machine_has_slots_are_refused_at_once(spark: Spark
             ["--launcher", "horovodrun", "--ranks", "2", "--start-timeout", "9"],
             "--start-timeout is for",
         ),
+        (["--launcher", "horovodrun", "--ranks", "2", "--min-ranks", "3"], "--min-ranks 3: take 1 to 2"),
+        (["--launcher", "horovodrun", "--ranks", "2", "--elastic"], "give --min-ranks"),
+        (["--launcher", "spark", "--ranks", "2", "--min-ranks", "1"], "its ranks are not elastic"),
         (["--launcher", "spark", "--ranks", "2", "--hosts", "a:2"], "Spark chooses the machines itself"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections import namedtuple
 from typing import Any
 
 import pytest
@@ -10,7 +9,8 @@ import pytest
 from jobs import ranks
 from model import watch
 from model.bar import Bar, BarLines
-from model.watch import EpochFigures, Lines, Plan, Step, Summary, Watcher, Watchers
+from model.checkpoint import Progress
+from model.watch import EpochFigures, Lines, Plan, Step, Summary, TrainSums, Watcher, Watchers
 
 STEP = Step(
     epoch=1,
@@ -42,6 +42,14 @@ EPOCH_LINE = (
     "  best so far"
 )
 PLAN = Plan("abc", 1, 2, 0, ())
+
+
+class Seen(Watcher):
+    def __init__(self) -> None:
+        self.seen: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self.seen.append(step)
 
 
 def at(step: int, **changes: Any) -> Step:
@@ -80,23 +88,33 @@ def test_a_watcher_that_fails_is_told_of_once_and_left_out() -> None:
     assert summary.events_per_s == 1234.5
 
 
-def test_figures_are_means_over_targets_and_over_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    sums = namedtuple("sums", "item_loss item_targets category_loss category_targets positions")
-    seen: list[Step] = []
-    clock = iter([0.0, *(second for second in (2.0, 4.0, 5.0) for _ in range(2)), 8.0])
-    monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock))
-    watcher = Watcher()
-    watcher.step = seen.append  # type: ignore[method-assign]
-    figures = EpochFigures(watcher, 3, 9, 3)
-    for number, parts in enumerate(((8, 4, 2, 2, 10), (2, 1, 0, 0, 30), (0, 5, 4, 4, 0)), start=21):
-        figures.add(sums(*map(float, parts)), number, 0.5)
-    assert [(step.step, step.number, step.item_loss, step.own_item_loss) for step in seen] == [
-        (1, 21, 2.0, 2.0),
-        (2, 22, 2.0, 2.0),
-        (3, 23, 1.0, 0.0),
+def test_figures_are_means_over_targets_and_over_the_epoch_also_of_one_that_was_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    steps = [TrainSums(8, 4, 2, 2, 10), TrainSums(2, 1, 0, 0, 30), TrainSums(0, 5, 4, 4, 0)]
+    whole, cut = (EpochFigures(Seen(), 9, 3, Progress("abc", 1, 1, epoch=2, step=6)) for _ in range(2))
+    for number, (second, sums) in enumerate(zip((2.0, 4.0, 8.0), steps, strict=True), start=7):
+        clock[0] = second
+        whole.add(sums, number, 0.5)
+        if number == 7:
+            cut.add(sums, number, 0.5)
+            state = cut.state()
+    assert [(step.step, step.number, step.item_loss, step.own_item_loss) for step in whole._watcher.seen] == [
+        (1, 7, 2.0, 2.0),
+        (2, 8, 2.0, 2.0),
+        (3, 9, 1.0, 0.0),
     ]
-    assert [step.events_per_s for step in seen] == [5.0, 10.0, 8.0]
-    assert figures.row() == {"train_item_loss": 1.0, "train_category_loss": 1.0, "events_per_s": 5.0}
+    assert [step.events_per_s for step in whole._watcher.seen] == [5.0, 10.0, 5.0]
+    assert whole.row() == {"train_item_loss": 1.0, "train_category_loss": 1.0, "events_per_s": 5.0}
+
+    clock[0] = 102.0  # a hundred seconds nobody trained
+    resumed = EpochFigures(Seen(), 9, 3, Progress("abc", 1, 1, epoch=2, step=7, **state))
+    for number, (second, sums) in enumerate(zip((104.0, 108.0), steps[1:], strict=True), start=8):
+        clock[0] = second
+        resumed.add(sums, number, 0.5)
+    assert resumed._watcher.seen == whole._watcher.seen[1:]
 
 
 def test_the_bar_shows_loss_speed_and_time_left_and_leaves_the_lines() -> None:
