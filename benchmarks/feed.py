@@ -19,7 +19,7 @@ import tensorflow as tf
 from petastorm import make_batch_reader
 
 from benchmarks.report import Row, in_turn, report
-from benchmarks.train_parts import Case, batches
+from benchmarks.train_parts import Case, batches, write_rows
 from features import columns as c
 from model import feed
 from model.batches import COLUMNS, Block, buckets_of
@@ -28,7 +28,7 @@ _ROWS_PER_FILE = 16_384  # about 16 MiB in memory, as sequences.row_group_mib of
 _MIB = 1 << 20
 
 
-def write_rows(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, ...]:
+def write_split(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, ...]:
     """Files of one row group each, written as jobs.sequences writes them; lengths spread from 2 to `length`."""
     folder.mkdir(parents=True)
     rng, files = np.random.default_rng(0), []
@@ -41,13 +41,7 @@ def write_rows(folder: Path, n_files: int, length: int) -> tuple[feed.DataFile, 
         for name in c.CHANNELS:
             rows[name][padding] = c.PAD
         path = folder / f"group-{number:05d}.parquet"
-        columns = {
-            name: pa.array(
-                list(values) if values.ndim == 2 else values, pa.list_(pa.int32()) if values.ndim == 2 else None
-            )
-            for name, values in rows.items()
-        }
-        pq.write_table(pa.table(columns), path, row_group_size=_ROWS_PER_FILE, compression="snappy")
+        write_rows(path, rows)
         files.append(feed.DataFile(str(path), _ROWS_PER_FILE))
     return tuple(files)
 
@@ -70,12 +64,16 @@ def pyarrow_alone(files: Iterable[feed.DataFile]) -> int:
     return sum(pq.read_table(file.path, columns=list(COLUMNS)).num_rows for file in files)
 
 
-def petastorm_as_it_comes(files: Iterable[feed.DataFile]) -> int:
-    """Read each file once through make_batch_reader, with one thread as the feed has → rows."""
-    options = {"reader_pool_type": "thread", "workers_count": 1, "num_epochs": 1, "shuffle_row_groups": False}
+def petastorm_as_it_comes(files: Iterable[feed.DataFile], passes: int) -> int:
+    """Read each file `passes` times through one make_batch_reader, with one thread as the feed has → rows."""
+    options = {"reader_pool_type": "thread", "workers_count": 1, "num_epochs": passes, "shuffle_row_groups": False}
     fields = [f"^{name}$" for name in COLUMNS]
-    with make_batch_reader([f"file://{file.path}" for file in files], schema_fields=fields, **options) as reader:
+    reader = make_batch_reader([f"file://{file.path}" for file in files], schema_fields=fields, **options)
+    try:  # not `with reader`: that prints a line about its cache
         return sum(len(group.length) for group in reader)
+    finally:
+        reader.stop()
+        reader.join()
 
 
 def same_rows(files: tuple[feed.DataFile, ...], length: int) -> bool:
@@ -100,23 +98,24 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.feed", description=__doc__)
     parser.add_argument("--files", type=int, default=24, help="files of 16,384 rows (default: 24)")
     parser.add_argument("--length", type=int, default=50, help="events of a row (default: 50)")
-    parser.add_argument("--passes", type=int, default=20, help="passes for the memory check (default: 20)")
+    parser.add_argument("--passes", type=int, default=3, help="passes of each reader in a run (default: 3)")
+    parser.add_argument("--held", type=int, default=20, help="passes for the memory check (default: 20)")
     parser.add_argument("--runs", type=int, default=5, help="runs of each; the median is reported (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
     length, rows = arguments.length, []
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
-        files = write_rows(Path(place) / "rows", arguments.files, length)
+        files = write_split(Path(place) / "rows", arguments.files, length)
         if not same_rows(files[:4], length):
             print("error: the feed does not give the rows of the files", file=sys.stderr)
             return 1
-        n_rows = sum(file.rows for file in files)
+        n_rows = arguments.passes * sum(file.rows for file in files)
         for readers in (1, 2):
             shards = [feed.planned_shard(c.TRAIN, files, rank, readers) for rank in range(readers)]
             works = {
-                "ours": lambda shards=shards: through_the_feed(shards, length, passes=1),
-                "pyarrow alone": lambda: pyarrow_alone(files),
-                "make_batch_reader": lambda: petastorm_as_it_comes(files),
+                "ours": lambda shards=shards: through_the_feed(shards, length, arguments.passes),
+                "pyarrow alone": lambda: [pyarrow_alone(files) for _ in range(arguments.passes)],
+                "make_batch_reader": lambda: petastorm_as_it_comes(files, arguments.passes),
             }
             found = in_turn(works, arguments.runs)
             own, peak = n_rows / found["ours"][0], found["ours"][1]
@@ -124,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
             for name in ("pyarrow alone", "make_batch_reader"):
                 peer = n_rows / found[name][0]
                 rows.append(Row("feed", case, "rows_s", "1/s", own, peer, name, "higher", arguments.runs, peak))
-        rows.append(_memory(files, length, arguments.passes))
+        rows.append(_memory(files, length, arguments.held))
     report(rows, arguments.json)
     return 0
 

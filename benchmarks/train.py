@@ -5,6 +5,7 @@ Each piece runs in a process of its own, in turn, on the same batches.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from benchmarks.report import Row, report
 from benchmarks.train_parts import Case, encoded
 
 _BENCH = "train"
+_ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,15 +42,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _against_peers(name: str, case: Case, runs: int) -> list[Row]:
-    pieces = ("matmul", "ours", "keras_fit")
-    found: dict[str, list[dict[str, float]]] = {piece: [] for piece in pieces}
+    """Peers run as TensorFlow comes, and once more with the oneDNN products that jobs.train switches on."""
+    peers = [(piece, onednn) for piece in ("matmul", "keras_fit") for onednn in ("", "1")]
+    found: dict[tuple[str, str], list[dict[str, float]]] = {peer: [] for peer in (*peers, ("ours", "1"))}
     for _ in range(runs):
-        for piece in pieces:
-            found[piece].append(timed(piece, case))
-    return [
-        _row(name, "rate", "GFLOP/s", found["ours"], found["matmul"], "one 2,048 x 2,048 product"),
-        _row(name, "events_s", "1/s", found["ours"], found["keras_fit"], "Keras LSTM, Model.fit"),
-    ]
+        for (piece, onednn), of in found.items():
+            of.append(timed(piece, case, onednn))
+    own, rows = found["ours", "1"], []
+    for piece, onednn in peers:
+        with_it = ", oneDNN" if onednn else ""
+        label, metric, unit = (
+            (f"2,048 x 2,048 product{with_it}", "rate", "GFLOP/s")
+            if piece == "matmul"
+            else (f"Keras LSTM, Model.fit{with_it}", "events_s", "1/s")
+        )
+        rows.append(_row(name, metric, unit, own, found[piece, onednn], label))
+    return rows
 
 
 def _sparse_against_dense(case: Case, runs: int) -> Row:
@@ -74,14 +83,17 @@ def _row(
     return Row(_BENCH, case, metric, unit, own, other, name, "higher", len(ours), peak)
 
 
-def timed(piece: str, case: Case) -> dict[str, float]:
-    """Run a piece in a process of its own.
+def timed(piece: str, case: Case, onednn: str = "1") -> dict[str, float]:
+    """Run a piece in a process of its own, with oneDNN's products or, with "", as TensorFlow chooses on this CPU.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it said.
     """
     command = [sys.executable, "-m", "benchmarks.train_parts", piece, encoded(case)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != _ONEDNN}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment | ({_ONEDNN: onednn} if onednn else {})
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{piece} failed: {done.stderr.strip()[-2_000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])

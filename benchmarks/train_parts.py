@@ -1,24 +1,28 @@
 """What `benchmarks.train` and `benchmarks.scaling` time, one piece a process, so that each has the threads it likes.
 
-Usage: python -m benchmarks.train_parts PIECE JSON. Prints one JSON object.
+Usage: python -m benchmarks.train_parts PIECE JSON [FOLDER]. Prints one JSON object.
 """
 
 import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
 from features import columns as c
+from model.spec import Sizes
 
 _BASE = Path(__file__).resolve().parent.parent / "conf" / "base.yaml"
 _CATEGORIES, _ACTIONS, _GAP_CODES = 502, c.N_ACTION_CODES, 14
@@ -47,6 +51,12 @@ class Case:
         sizes = {"item_dim": self.item_dim, "units": self.units}
         given = {name: value for name, value in changes.items() if value is not None}
         return {**_configuration("network"), **sizes, **given}
+
+    def sizes(self) -> Sizes:
+        """What the data fixes."""
+        return Sizes(
+            items=self.items, categories=_CATEGORIES, length=self.length, gap_codes=_GAP_CODES, new_session_gap=7
+        )
 
     @property
     def n_scored(self) -> int:
@@ -100,6 +110,22 @@ def batches(case: Case, seed: int = 0) -> list[dict[str, NDArray[np.int32]]]:
     return made
 
 
+def write_files(folder: Path, case: Case, n_files: int) -> None:
+    """Full rows in files of one row group, as jobs.sequences writes them."""
+    folder.mkdir(parents=True)
+    for number, rows in zip(range(n_files), cycle(batches(case)), strict=False):
+        write_rows(folder / f"group-{number:05d}.parquet", rows)
+
+
+def write_rows(path: Path, rows: Mapping[str, NDArray[np.int32]]) -> None:
+    """One file of one row group."""
+    columns = {
+        name: pa.array(list(values), pa.list_(pa.int32())) if values.ndim == 2 else pa.array(values)
+        for name, values in rows.items()
+    }
+    pq.write_table(pa.table(columns), path, compression="snappy")
+
+
 def counts(case: Case) -> dict[str, NDArray[np.int64]]:
     """How often each id is a target in the batches."""
     made = batches(case)
@@ -125,18 +151,19 @@ def matmul(case: Case) -> dict[str, float]:
 def ours(case: Case) -> dict[str, float]:
     """The project's training step; under horovodrun, as one of the ranks."""
     from model.network import Network
-    from model.spec import NetworkSpec, Sizes, TrainingSpec
+    from model.spec import NetworkSpec, TrainingSpec
     from model.step import Steps
     from model.streams import StreamBatch
     from model.workers import connect_workers, use_threads
 
     use_threads(case.threads)
-    workers = connect_workers()
+    training = TrainingSpec.model_validate(
+        {**_configuration("training"), "batch_rows": case.rows, "negatives": case.negatives}
+    )
+    workers = connect_workers(training)
     network = NetworkSpec.model_validate(case.network())
-    training = {**_configuration("training"), "batch_rows": case.rows, "negatives": case.negatives}
-    sizes = Sizes(items=case.items, categories=_CATEGORIES, length=case.length, gap_codes=_GAP_CODES, new_session_gap=7)
     made = batches(case, seed=workers.rank)
-    steps = Steps(Network(network, sizes, 1), TrainingSpec.model_validate(training), workers, counts(case))
+    steps = Steps(Network(network, case.sizes(), 1), training, workers, counts(case))
     losses: list[float] = []
 
     def step() -> None:
@@ -147,6 +174,26 @@ def ours(case: Case) -> dict[str, float]:
     step()
     seconds = _timed(step, case.steps)
     return {**_rates(case, seconds, workers.size), "rank": workers.rank, "first_loss": losses[0], "loss": losses[-1]}
+
+
+def whole_training(case: Case, folder: str) -> dict[str, float]:
+    """A training from files to best weights, validation and checkpoints included; for its memory."""
+    from model.checkpoint import Checkpoints
+    from model.feed import DataFile
+    from model.spec import NetworkSpec, TrainingSpec
+    from model.training import Task, train
+    from model.workers import connect_workers, use_threads
+
+    use_threads(case.threads)
+    spec = TrainingSpec.model_validate({**_configuration("training"), "batch_rows": case.rows, "max_epochs": 2})
+    files = {
+        split: tuple(DataFile(str(path), case.rows) for path in sorted(Path(folder, split).glob("*.parquet")))
+        for split in (c.TRAIN, c.VALID)
+    }
+    task = Task(NetworkSpec.model_validate(case.network()), spec, case.sizes(), files[c.TRAIN], files[c.VALID], {})
+    workers = connect_workers(spec)
+    outcome = train(task, workers, Checkpoints(f"{folder}/checkpoints", spec.checkpoints_kept), lambda _line: None)
+    return {"rank": workers.rank, "epochs": len(outcome.history), "peak_rss_mib": _peak_mib()}
 
 
 def keras_fit(case: Case) -> dict[str, float]:
@@ -211,8 +258,8 @@ def keras_fit(case: Case) -> dict[str, float]:
     started: list[float] = []
     seconds: list[float] = []
     clock = keras.callbacks.LambdaCallback(
-        on_batch_begin=lambda _batch, _logs: started.append(perf_counter()),
-        on_batch_end=lambda _batch, _logs: seconds.append(perf_counter() - started[-1]),
+        on_batch_begin=lambda batch, logs: started.append(perf_counter()),  # noqa: ARG005
+        on_batch_end=lambda batch, logs: seconds.append(perf_counter() - started[-1]),  # noqa: ARG005
     )
     model.fit(stream, steps_per_epoch=case.steps + 3, epochs=1, verbose=0, callbacks=[clock])
     return _rates(case, median(seconds[3:]), 1)
@@ -229,22 +276,31 @@ def _timed(work: Callable[[], object], times: int) -> float:
 
 
 def _rates(case: Case, seconds: float, ranks: int) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MIB
     return {
         "seconds": seconds,
         "events_s": ranks * case.rows * case.length / seconds,
         "gflop_s": ranks * case.flop / seconds / 1e9,
-        "peak_rss_mib": peak,
+        "peak_rss_mib": _peak_mib(),
     }
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MIB
 
 
 def main() -> None:
     """Time one piece."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # for every piece, as jobs.train does
-    piece, text = sys.argv[1:]
-    case = Case(**json.loads(text))
-    print(json.dumps({"matmul": matmul, "ours": ours, "keras_fit": keras_fit}[piece](case)))
+    piece, text, *rest = sys.argv[1:]
+    if piece in ("ours", "whole_training"):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as jobs.train does
+    pieces: dict[str, Callable[..., dict[str, float]]] = {
+        "matmul": matmul,
+        "ours": ours,
+        "keras_fit": keras_fit,
+        "whole_training": whole_training,
+    }
+    print(json.dumps(pieces[piece](Case(**json.loads(text)), *rest)))
 
 
 def encoded(case: Case) -> str:

@@ -50,21 +50,20 @@ def cut(
     Rows are mixed within a buffer that runs empty at the end of a pass, so that no row overtakes one of the next pass;
     with `buffer_rows` = 0 they stay in order. What fills no whole batch of its bucket waits for the rows to come.
     """
-    held: list[Block] = []
+    pool = _Pool()
     rests: list[Block | None] = [None] * len(buckets)
     n_read = 0
     for block in stream:
-        held.append(block)
+        pool.add(block)
         n_read += _n_rows(block)
         pass_ends = n_read == rows_per_pass
-        n_held = sum(map(_n_rows, held))
+        n_held = len(pool.held)
         if n_held < buffer_rows and not pass_ends:
             continue
-        pool = _joined(held)
-        order = rng.permutation(n_held) if buffer_rows else np.arange(n_held)
+        order = pool.held[rng.permutation(n_held)] if buffer_rows else pool.held
         n_out = n_held // 2 if buffer_rows and not pass_ends else n_held
-        yield from _batches(pool, order[:n_out], buckets, rests, rng)
-        held = [_taken(pool, order[n_out:])] if n_out < n_held else []
+        yield from _batches(pool.rows, order[:n_out], buckets, rests, rng)
+        pool.keep(order[n_out:], order[:n_out])
         n_read = 0 if pass_ends else n_read
 
 
@@ -83,6 +82,34 @@ def in_order(stream: Iterator[Block], batch_rows: int, rows: int) -> Iterator[Bl
         for start in range(0, n_whole, batch_rows):
             yield {name: joined[name][start : start + batch_rows] for name in COLUMNS}
         rest = {name: joined[name][n_whole:] for name in COLUMNS}
+
+
+class _Pool:
+    """Rows in slots that are used again: each row is copied in once, and out once when its batch is cut."""
+
+    def __init__(self) -> None:
+        self.rows: Block = {}
+        self.held = np.zeros(0, np.int64)  # slots of rows, in the order they came or were last shuffled
+        self._free = np.zeros(0, np.int64)
+
+    def add(self, block: Block) -> None:
+        """Take in the rows of a block."""
+        n_rows, n_slots = _n_rows(block), len(self.held) + len(self._free)
+        n_more = n_rows - len(self._free)
+        if n_more > 0:
+            for name in COLUMNS:
+                more = np.empty((n_more, *block[name].shape[1:]), np.int32)
+                self.rows[name] = np.concatenate([self.rows[name], more]) if n_slots else more
+            self._free = np.concatenate([self._free, np.arange(n_slots, n_slots + n_more)])
+        free = np.sort(self._free)  # rows are written from front to back, which is faster
+        slots, self._free = free[:n_rows], free[n_rows:]
+        for name in COLUMNS:
+            self.rows[name][slots] = block[name]
+        self.held = np.concatenate([self.held, slots])
+
+    def keep(self, held: NDArray[np.int64], gone: NDArray[np.int64]) -> None:
+        """Go on with the rows of some slots; those of the others have been copied out."""
+        self.held, self._free = held, np.concatenate([self._free, gone])
 
 
 def _batches(

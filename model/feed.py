@@ -230,10 +230,11 @@ def _block(columns: pa.Table, shard: Shard, length: int) -> Block:
     for name in COLUMNS:
         if name not in columns.column_names:
             raise ModelError(f"{shard.files[0].path} has no column {name}. Run jobs.sequences for that day again.")
-        column = columns[name].combine_chunks()
+        chunks = columns[name]
+        column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()  # which would copy
         is_list = pa.types.is_list(column.type)
         values = column.flatten() if is_list else column
-        lengths = np.unique(np.diff(column.offsets.to_numpy())).tolist() if is_list else []
+        lengths = _lengths(column) if is_list else []
         if values.type != pa.int32() or lengths != ([length] if name in c.CHANNELS else []):
             raise ModelError(
                 f"Column {name} of the {shard.split} split is {values.type}{lengths}, expected int32"
@@ -246,6 +247,13 @@ def _block(columns: pa.Table, shard: Shard, length: int) -> Block:
             )
         block[name] = values.to_numpy().reshape(-1, length) if is_list else values.to_numpy()
     return block
+
+
+def _lengths(column: pa.ListArray) -> list[int]:
+    """The different lengths of its lists."""
+    lengths = np.diff(column.offsets.to_numpy())
+    alike = len(lengths) > 0 and (lengths == lengths[0]).all()
+    return [int(lengths[0])] if alike else np.unique(lengths).tolist()
 
 
 def _suspect(shard: Shard) -> str:
