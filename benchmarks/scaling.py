@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             ranks = _two_ranks(case)
             two.append(min(rank["events_s"] for rank in ranks))
             peak = max(peak, *(rank["peak_rss_mib"] for rank in ranks))
-        name = f"{items:,} items"
+        name = f"{items:,} items, B = {n_rows}"
         rows.append(
             Row("scaling", name, "events_s", "1/s", median(two), median(one), "one rank", "higher", len(one), peak)
         )

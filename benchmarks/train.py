@@ -44,11 +44,11 @@ def main(argv: Sequence[str]) -> int:
 def _against_peers(name: str, case: Case, runs: int) -> list[Row]:
     """Peers run as TensorFlow comes, and once more with the oneDNN products that jobs.train switches on."""
     peers = [(piece, onednn) for piece in ("matmul", "keras_fit") for onednn in ("", "1")]
-    found: dict[tuple[str, str], list[dict[str, float]]] = {peer: [] for peer in (*peers, ("ours", "1"))}
+    found: dict[tuple[str, str], list[dict[str, float]]] = {peer: [] for peer in (*peers, ("ours", ""))}
     for _ in range(runs):
         for (piece, onednn), of in found.items():
             of.append(timed(piece, case, onednn))
-    own, rows = found["ours", "1"], []
+    own, rows = found["ours", ""], []
     for piece, onednn in peers:
         with_it = ", oneDNN" if onednn else ""
         label, metric, unit = (
@@ -83,8 +83,8 @@ def _row(
     return Row(_BENCH, case, metric, unit, own, other, name, "higher", len(ours), peak)
 
 
-def timed(piece: str, case: Case, onednn: str = "1") -> dict[str, float]:
-    """Run a piece in a process of its own, with oneDNN's products or, with "", as TensorFlow chooses on this CPU.
+def timed(piece: str, case: Case, onednn: str = "") -> dict[str, float]:
+    """Run a piece in a process of its own. onednn: "1" for oneDNN's products (ours takes them anyway), "" as it comes.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it said.

@@ -18,11 +18,11 @@ from features.contracts import ContractError
 from jobs.cli import EXIT_CONTRACT, EXIT_OTHER, EXIT_USAGE, run_job, say
 from jobs.settings import UsageError
 from jobs.watching import BAR, terminal_bar
+from model.environment import RANKS_HERE
 from model.errors import ModelError
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
-_RANKS_HERE = "INTEREST_RANKS_HERE"  # as in model.workers, which loads TensorFlow: they share this machine's cores
 _REPORT = "\x1ereport "  # starts the line in which a rank on another machine hands its error over
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
 STALL_KEY, STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
@@ -54,7 +54,7 @@ def start_ranks(
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
         stall = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S)}
-        here = {} if hosts else {_RANKS_HERE: str(ranks)}
+        here = {} if hosts else {RANKS_HERE: str(ranks)}
         environment = {**os.environ, **stall, **here, "PYTHONPATH": path, _STATUS_DIR: status}
         bar = terminal_bar()
         if bar:

@@ -24,10 +24,10 @@ from pyspark.sql import SparkSession
 from jobs.line_channel import Address, FarStream, listen
 from jobs.ranks import STALL_KEY, STALL_S, error_of, error_report
 from jobs.settings import UsageError
+from model.environment import RANK_CORES
 from model.errors import ModelError
 
 START_TIMEOUT_S = 300  # for every rank to get a slot of the cluster, executors that are started on demand included
-RANK_CORES = "INTEREST_RANK_CORES"  # cores of the task that a rank runs in, read by model.workers
 _POLL_S = 1.0  # seconds between two looks at the tasks
 _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the run is interrupted
 _GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another

@@ -158,12 +158,11 @@ class Steps:
 
         place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
         hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
-        objective, sums = 0.0, []
-        weights = {c.ITEM: self._spec.item_weight, c.CATEGORY: self._spec.category_weight}
+        objective, sums, spec = 0.0, [], self._spec
+        weights = {c.ITEM: spec.item_weight, c.CATEGORY: spec.category_weight}
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
             targets = tf.gather_nd(ahead, place)  # [P]
             answers = network.answer(kind, hidden, query)
-            spec = self._spec
             loss = head_loss(
                 network, kind, answers, targets, spec.label_smoothing, negatives[kind], spec.softmax_precision
             )

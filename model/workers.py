@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from model.environment import RANK_CORES, RANKS_HERE
 from model.errors import ModelError
 from model.network import Tensor
 from model.spec import TrainingSpec
@@ -16,8 +17,6 @@ from model.spec import TrainingSpec
 T = TypeVar("T")
 Floats = NDArray[np.float64]
 
-# Ranks on this machine, set by who starts them where Horovod takes one machine for several.
-RANKS_HERE = "INTEREST_RANKS_HERE"
 FUSION, CYCLE = "HOROVOD_FUSION_THRESHOLD", "HOROVOD_CYCLE_TIME"
 
 
@@ -210,7 +209,7 @@ def use_threads(threads: int, side_by_side: bool = True) -> int:
     """
     if threads == 0:
         ranks_here = int(os.environ.get(RANKS_HERE) or os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
-        threads = int(os.environ.get("INTEREST_RANK_CORES", max(1, len(os.sched_getaffinity(0)) // ranks_here)))
+        threads = int(os.environ.get(RANK_CORES, max(1, len(os.sched_getaffinity(0)) // ranks_here)))
     try:
         tf.config.threading.set_inter_op_parallelism_threads(threads if side_by_side else 1)
         tf.config.threading.set_intra_op_parallelism_threads(1 if side_by_side else threads)
