@@ -24,6 +24,9 @@ from model.workers import Workers, guarded, stop_all, together
 # Settings that may change between two starts of one training: the weights are the same with any of their values.
 _SHAPES_NOTHING = {"checkpoint_steps", "checkpoints_kept", "commit_steps", "cycle_ms", "fusion_mib"}
 
+# Scores, rows × items, that validation holds at a time: 64 MiB, of which a step has a few copies.
+_VALID_SCORES = 1 << 24
+
 Counts = dict[str, NDArray[np.int64]]
 
 
@@ -258,7 +261,9 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Validation figures over all ranks' rows; each row counts once."""
-        batches = feed.evaluation_batches(self._valid_shard, self._task.sizes.length, self._spec.batch_rows)
+        sizes = self._task.sizes
+        batch_rows = min(self._spec.batch_rows, max(1, _VALID_SCORES // sizes.items))
+        batches = feed.evaluation_batches(self._valid_shard, sizes.length, batch_rows)
         own = [self._steps.validate(batch, n_rows) for batch, n_rows in batches]
         total = self._workers.sum(np.sum(np.array(own, np.float64).reshape(-1, len(ValidSums._fields)), axis=0))
         sums = ValidSums(*total.tolist())

@@ -135,6 +135,25 @@ def test_validation_counts_each_row_once_and_an_unknown_target_as_a_miss(tmp_pat
     assert outcome.history[-1]["valid_category_hr"] == 1.0
 
 
+def test_validation_takes_few_rows_at_a_time_where_the_vocabulary_is_large(
+    splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task, sizes = _task(splits, max_epochs=1), set()
+    whole = _train(task, tmp_path / "whole").history[0]
+    monkeypatch.setattr(training, "_VALID_SCORES", 5 * tables.SIZES.items)
+    validate = step.Steps.validate
+
+    def noted(self: step.Steps, batch: dict[str, np.ndarray], n_rows: int) -> step.ValidSums:
+        sizes.add(len(batch[c.LENGTH]))
+        return validate(self, batch, n_rows)
+
+    monkeypatch.setattr(step.Steps, "validate", noted)
+    parts = _train(task, tmp_path / "parts").history[0]
+    assert sizes == {5}
+    for name in (name for name in whole if name.startswith("valid_")):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-5)
+
+
 def test_ranks_break_ties_against_the_target():
     logits = np.array([[1.0, 3.0, 3.0, 0.0]] * 4, np.float32)
     rank = step._rank_of(logits, np.array([2, 3, 5, c.OOV]))
