@@ -139,8 +139,8 @@ def test_dense_and_sparse_lookups_have_the_same_gradient():
 
 def test_the_lstm_may_take_the_cudnn_kernel():
     """Keras's conditions: default activations, no recurrent dropout, no unrolling, a bias."""
-    cell = Network(tables.NETWORK, tables.SIZES)._cells[0]
-    assert cell._could_use_gpu_kernel
+    cell = Network(tables.NETWORK, tables.SIZES).cells[0]
+    assert cell.layer._could_use_gpu_kernel
 
 
 def _values(network: Network) -> dict[str, np.ndarray]:
