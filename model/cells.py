@@ -25,6 +25,8 @@ _N_STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 class Cell(Protocol):
     """One layer over time."""
 
+    n_states: int  # vectors of H numbers that its state has; 0 where it keeps none
+
     @property
     def weights(self) -> dict[str, Tensor]:
         """Its variables under stable names, in a fixed order."""
@@ -63,7 +65,7 @@ class Recurrent:
         )
         self.layer.build((None, None, width))
         self._units = units
-        self._n_states = _N_STATES[kind]
+        self.n_states = _N_STATES[kind]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -85,7 +87,7 @@ class Recurrent:
 
     def zero_state(self, n_rows: Tensor) -> State:
         """The state before a first event."""
-        return tuple(tf.zeros([n_rows, self._units]) for _ in range(self._n_states))
+        return tuple(tf.zeros([n_rows, self._units]) for _ in range(self.n_states))
 
     def _run(self, inputs: Tensor, state: State | None, **options: Tensor) -> Sequence[Tensor]:
         found: Sequence[Tensor] = self.layer(inputs, initial_state=None if state is None else list(state), **options)
@@ -104,6 +106,7 @@ class Convolutions:
 
     def __init__(self, width: int, units: int, kernel: int, length: int, seeds: Iterator[int]) -> None:
         """length: positions that an output must be able to see."""
+        self.n_states = 0
         self._kernel = kernel
         self._n_blocks = next(n for n in count(1) if receptive_field(kernel, n) >= length)
         self._weights: dict[str, Tensor] = {}
@@ -149,7 +152,7 @@ class Convolutions:
 
 def receptive_field(kernel: int, n_blocks: int) -> int:
     """Positions that an output of `n_blocks` blocks depends on, its own among them."""
-    return 1 + 2 * (kernel - 1) * (2**n_blocks - 1)
+    return 1 + 2 * (kernel - 1) * ((1 << n_blocks) - 1)
 
 
 def _normal(shape: tuple[int, int], seed: int, gain: float = 2.0) -> Tensor:

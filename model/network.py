@@ -5,6 +5,7 @@ Letters: B rows, L positions, P gathered positions, H units, E item_dim, C categ
 """
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model import inputs
-from model.cells import Cell, make_cell
+from model.cells import Cell, Recurrent, make_cell
 from model.draws import dropped, seed_at, uniform
 from model.spec import NetworkSpec, Sizes
 
@@ -41,7 +42,7 @@ class Network:
             inputs.SESSION_POSITION: (spec.session_positions, spec.position_dim),
         }
         rows = {name: shape for name, shape in rows.items() if shape[1] > 0}
-        seeds = iter(range(seed * 100, seed * 100 + 100))
+        seeds = count(seed * 100)
         self._tables = {name: _normal(shape, shape[1] ** -0.5, next(seeds)) for name, shape in rows.items()}
         width = spec.item_dim if spec.inputs == "sum" else sum(dim for _, dim in rows.values())
         self.cells: list[Cell] = [
@@ -115,6 +116,43 @@ class Network:
             hidden = self.normed(index, cell(hidden))  # [B, L, H]
             hidden = _dropped(hidden, self.spec.hidden_dropout, seed, 1 + index, first_row)
         return hidden
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a state goes on with new events alone; else `advance` must be given a row's whole context."""
+        return all(isinstance(cell, Recurrent) for cell in self.cells)
+
+    @property
+    def state_floats(self) -> int:
+        """Z, numbers in a row's state: h (and c) of each layer, those of the first one first; a cnn's last output."""
+        return self.spec.units * sum(max(cell.n_states, index == 0) for index, cell in enumerate(self.cells))
+
+    def advance(self, channels: Mapping[str, Tensor], length: Tensor, state: Tensor) -> Tensor:
+        """The state after further events. channels: [B, L] each; length: [B]; state: [B, Z] → [B, Z].
+
+        Zeros are the state before a first event; a row of length 0 keeps its state.
+        """
+        hidden, n_units = self.embedded(channels), self.spec.units
+        before, after = tf.split(state, state.shape[1] // n_units, axis=1), []
+        for index, cell in enumerate(self.cells):
+            if isinstance(cell, Recurrent):
+                own = slice(index * cell.n_states, (index + 1) * cell.n_states)
+                hidden, reached = cell.run(hidden, length, tuple(before[own]))
+                after += reached
+            else:
+                hidden = cell(hidden)
+            hidden = self.normed(index, hidden)
+        if self.is_recurrent:
+            return tf.concat(after, axis=1)
+        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
+        return tf.where(length[:, None] > 0, newest, state)
+
+    def newest(self, state: Tensor) -> Tensor:
+        """What heads read of a state: the last layer's output. state: [B, Z] → [B, H]."""
+        if not self.is_recurrent:
+            return state
+        first = self.state_floats - self.cells[-1].n_states * self.spec.units
+        return self.normed(len(self.cells) - 1, state[:, first : first + self.spec.units])
 
     def embedded(self, channels: Mapping[str, Tensor]) -> Tensor:
         """What the first cell takes. channels: [B, L] each → [B, L, W]: all side by side, or their sum (W = E).

@@ -73,8 +73,7 @@ def test_targets_weigh_by_the_action_of_their_event(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(step, "threads_in_use", lambda: 2)
     batch = tables.ruled_rows(5, seed=5)
     batch[c.LENGTH][:] = 4
-    events = np.arange(tables.LENGTH)[None, :] < 4
-    batch[c.ACTION_CODE] = np.where(events, c.FIRST_ID + 4, 0).astype(np.int32)  # bought, all of them
+    batch[c.ACTION_CODE][:, :4] = c.FIRST_ID + c.ACTIONS.index("buy")
     weights = ActionWeights(view=0.0, click=0.0, like=0.0, cart=0.0, buy=3.0)
     sums = []
     for action_weights in (tables.TRAINING.action_weights, weights):
