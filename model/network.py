@@ -125,7 +125,7 @@ class Network:
     @property
     def state_floats(self) -> int:
         """Z, numbers in a row's state: h (and c) of each layer, those of the first one first; a cnn's last output."""
-        return self.spec.units * sum(max(cell.n_states, index == 0) for index, cell in enumerate(self.cells))
+        return self.spec.units * (sum(cell.n_states for cell in self.cells) if self.is_recurrent else 1)
 
     def advance(self, channels: Mapping[str, Tensor], length: Tensor, state: Tensor) -> Tensor:
         """The state after further events. channels: [B, L] each; length: [B]; state: [B, Z] → [B, Z].

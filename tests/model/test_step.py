@@ -102,6 +102,20 @@ def test_penalties_pull_the_kernels_in_and_nothing_else(monkeypatch: pytest.Monk
     assert sizes[1] == pytest.approx(sizes[0], abs=0.2)
 
 
+def test_averages_take_in_the_weights_after_they_moved(monkeypatch: pytest.MonkeyPatch):
+    """After one step the average is the weight itself; for rows of a sparse gradient, and those it left alone, too."""
+    monkeypatch.setattr(step, "threads_in_use", lambda: 1)
+    network = Network(tables.NETWORK.model_copy(update={"full_softmax_max_items": 5}), tables.SIZES, seed=3)
+    training = tables.TRAINING.model_copy(update={"ema_decay": 0.9})
+    steps, before = Steps(network, training, SingleProcess(), COUNTS), _values(network)
+    steps.train([StreamBatch(0, 1, tables.ruled_rows(3, seed=5))], 1, 0.01)
+    moved = _values(network)
+    assert np.abs(moved["embedding/item"] - before["embedding/item"]).max() > 0.005
+    with steps.averages.in_place(1):
+        for name, value in _values(network).items():
+            np.testing.assert_allclose(value, moved[name], atol=1e-6, err_msg=name)
+
+
 def test_smoothing_with_bpr_max_is_refused():
     training = tables.TRAINING.model_copy(update={"loss": "bpr_max", "label_smoothing": 0.1})
     with pytest.raises(ModelError, match=r"label_smoothing = 0\.1 needs a softmax .*bpr_max"):
