@@ -132,8 +132,9 @@ class Network:
 
         Zeros are the state before a first event; a row of length 0 keeps its state.
         """
-        hidden, n_units = self.embedded(channels), self.spec.units
-        before, after = tf.split(state, state.shape[1] // n_units, axis=1), []
+        hidden = self.embedded(channels)
+        before = tf.split(state, self.state_floats // self.spec.units, axis=1)
+        after: list[Tensor] = []
         for index, cell in enumerate(self.cells):
             if isinstance(cell, Recurrent):
                 own = slice(index * cell.n_states, (index + 1) * cell.n_states)
