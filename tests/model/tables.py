@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.feed import DataFile
-from model.spec import NetworkSpec, Sizes, TrackingSpec, TrainingSpec
+from model.spec import ActionWeights, NetworkSpec, Sizes, TrackingSpec, TrainingSpec
 
 LENGTH = 8
 N_ITEMS = 20  # known items, ids 2 … 21
@@ -23,11 +23,18 @@ NETWORK = NetworkSpec(
     cell="lstm",
     units=32,
     layers=1,
+    layer_norm=False,
+    cnn_kernel=3,
+    inputs="concat",
     item_dim=16,
     category_dim=8,
     action_dim=4,
     gap_dim=4,
     hour_dim=4,
+    session_dim=0,
+    position_dim=0,
+    session_positions=4,
+    oov_from_category=False,
     embedding_dropout=0.0,
     hidden_dropout=0.0,
     query_dropout=0.3,
@@ -48,14 +55,25 @@ TRAINING = TrainingSpec(
     warmup_steps=0,
     adam_epsilon=1e-7,
     weight_decay=0.0,
+    l1=0.0,
+    l2=0.0,
+    ema_decay=0.0,
     clip_norm=5.0,
     item_weight=1.0,
     category_weight=0.5,
+    action_weights=ActionWeights(view=1.0, click=1.0, like=1.0, cart=1.0, buy=1.0),
+    loss="cross_entropy",
+    bpr_regularisation=1.0,
     label_smoothing=0.0,
     softmax_precision="float32",
     xla=False,
     negatives=64,
     negative_power=0.75,
+    crop=0.0,
+    crop_keep=0.6,
+    item_dropout=0.0,
+    item_mask=0.0,
+    shuffle_ties=False,
     shuffle_rows=1024,
     checkpoint_steps=0,
     checkpoints_kept=2,
