@@ -23,6 +23,7 @@ ONLY_IN = {
     "petastorm": ("model.feed",),
     "horovod": ("model.workers", "model.elastic"),
     "mlflow": ("jobs.tracking",),
+    "optuna": ("jobs.search",),
     "tqdm": ("model.bar",),
 }
 # The exception: Horovod's launcher for Spark starts ranks and loads no TensorFlow.
