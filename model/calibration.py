@@ -82,8 +82,8 @@ def calibration(choices: FirstChoices, n_bins: int) -> Calibration:
     for rows in np.array_split(np.arange(n_rows), min(n_bins, n_rows)):
         mean, share = float(confidence[rows].mean()), float(correct[rows].mean())
         error += len(rows) / n_rows * abs(share - mean)
-        edges = (round(float(confidence[rows[at]]), 6) for at in (0, -1))
-        bins.append(Bin(len(rows), *edges, round(mean, 6), round(share, 6)))
+        least, most = (round(float(confidence[rows[at]]), 6) for at in (0, -1))
+        bins.append(Bin(len(rows), least, most, round(mean, 6), round(share, 6)))
     return Calibration(
         round(error, 6), round(float(confidence.mean()), 6), round(float(correct.mean()), 6), tuple(bins)
     )

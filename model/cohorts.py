@@ -84,10 +84,9 @@ def cohort_values(
         if not len(rows):
             continue
         low, high = interval(bootstrap_means(rows, n_bootstrap, seed))
-        means = rows.mean(axis=0, dtype=np.float64)
-        for at, model in enumerate(per_user):
-            figures = (round(float(x[at]), 6) for x in (means, low, high))
-            yield CohortValue(cohorts.name, group, model, *figures, len(rows))
+        figures = np.round(np.stack([rows.mean(axis=0, dtype=np.float64), low, high], axis=1), 6)  # [S, 3]
+        for model, (value, least, most) in zip(per_user, figures.tolist(), strict=True):
+            yield CohortValue(cohorts.name, group, model, value, least, most, len(rows))
 
 
 def _span(low: int, high: int | None) -> str:

@@ -51,11 +51,13 @@ def paired_tests(
     p_values = sign_flip_p(differences, n_permutations, seed)
     n_differ = np.count_nonzero(differences, axis=0)
     values = first.mean(axis=0, dtype=np.float64), second.mean(axis=0, dtype=np.float64)
+    figures = np.round(np.stack([*values, means, low, high, p_values], axis=1), 6)  # [K·M, 6]
     for m, metric in enumerate(USER_METRICS):
         for i, k in enumerate(ks):
             at = i * len(USER_METRICS) + m
-            figures = (round(float(x[at]), 6) for x in (*values, means, low, high, p_values))
-            yield PairedTest(target, metric, k, *names, *figures, len(differences), int(n_differ[at]))
+            a, b, difference, least, most, p = figures[at].tolist()
+            counts = len(differences), int(n_differ[at])
+            yield PairedTest(target, metric, k, *names, a, b, difference, least, most, p, *counts)
 
 
 def sign_flip_p(differences: Doubles, n_permutations: int, seed: int) -> Doubles:

@@ -35,6 +35,11 @@ WITHOUT_TENSORFLOW = (
     "model.baselines",
     "model.errors",
     "model.evaluation",
+    "model.leaks",
+    "model.paired",
+    "model.calibration",
+    "model.cohorts",
+    "model.ensemble",
     "model.watch",
     "model.bar",
 )
