@@ -22,7 +22,7 @@ from jobs.train import BUNDLE, CHECKPOINTS, train
 from model.errors import ModelError
 from model.watch import History, Plan, Watcher
 
-SEARCH = "_search"  # `<root>/_search/dt=D`: the journal of all searches, and a folder for each training
+SEARCH = "_search"  # `<root>/_search/dt=D`: the journal of all searches, and a folder for each trial of each
 _BEST = "best.yaml"
 _SECTIONS = ("network.", "training.")  # what a trial may change; all else shapes the data, or nothing
 _FAILED = "failed"  # attribute of a trial whose training failed: the error
@@ -183,7 +183,7 @@ def _try(
     states = optuna.trial.TrialState
     number = len(_finished(study)) + 1
     say(f"trial {number} of {wanted}: {', '.join(f'{name} {_short(value)}' for name, value in drawn.items())}")
-    into = f"{folder}/trial={hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:12]}"
+    into = f"{folder}/{study.study_name}/trial={hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:12]}"
     changed = partial(load, [f"{name}={_written(value)}" for name, value in drawn.items()])
     try:
         train(changed, root, date, into=into, watchers=[_Judge(trial, space.goal)])

@@ -72,7 +72,7 @@ class Trainings:
                 watchers[0].started(Plan("", 1, 2, 0, ()))
             watchers[0].epoch(history, True)
         folder = Path(into, "bundle", f"dt={date}")
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         Path(into, "_checkpoints").mkdir()
         (folder / "metrics.json").write_text(json.dumps({"best": history[-1]}))
 
@@ -162,10 +162,10 @@ def test_nothing_of_the_test_split_is_needed(root: str) -> None:
     only = {"training.learning_rate": {"low": 0.001, "high": 0.02, "log": True}}
     best = job.search(small, root, DAY, space(parameters=only), trials=2)
     folder = Path(root) / "_search" / f"dt={DAY}"
-    bundles = [load_bundle(str(path / "bundle" / f"dt={DAY}")) for path in sorted(folder.glob("trial=*"))]
+    bundles = [load_bundle(str(path / "bundle" / f"dt={DAY}")) for path in sorted(folder.glob("*/trial=*"))]
     assert len({bundle.model_version for bundle in bundles}) == 2
     values = {}
-    for path in folder.glob("trial=*"):
+    for path in folder.glob("*/trial=*"):
         figures = json.loads((path / "bundle" / f"dt={DAY}" / "metrics.json").read_text())
         rate = yaml.safe_load((path / "bundle" / f"dt={DAY}" / "config.yaml").read_text())["training"]["learning_rate"]
         values[rate] = figures["best"]["valid_item_ndcg"]
