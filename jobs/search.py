@@ -5,18 +5,19 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from features.contracts import TRAINING_SEQUENCES
 from jobs.cli import run_job, say, stage_parser
-from jobs.settings import CONF_DIR, Settings, UsageError, describe, load_settings, read_yaml
+from jobs.search_space import Goal, SearchSpec, Value, load_space
+from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.store import Store, code_version
 from jobs.train import BUNDLE, CHECKPOINTS, train
 from model.errors import ModelError
@@ -24,86 +25,8 @@ from model.watch import History, Plan, Watcher
 
 SEARCH = "_search"  # `<root>/_search/dt=D`: the journal of all searches, and a folder for each trial of each
 _BEST = "best.yaml"
-_SECTIONS = ("network.", "training.")  # what a trial may change; all else shapes the data, or nothing
 _FAILED = "failed"  # attribute of a trial whose training failed: the error
 _INSTALL = ".venv/bin/pip install -c requirements/constraints.txt '.[search]'"
-_ITEM_NDCG, _CATEGORY_NDCG = "valid_item_ndcg", "valid_category_ndcg"
-
-Value = bool | int | float | str
-
-
-class Span(BaseModel):
-    """Any number from low to high; whole ones where both ends are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    low: int | float
-    high: int | float
-    log: bool
-
-    def drawn(self, trial: Any, name: str) -> Value:
-        """A value for a trial of Optuna."""
-        suggest = trial.suggest_int if isinstance(self.low, int) and isinstance(self.high, int) else trial.suggest_float
-        value: Value = suggest(name, self.low, self.high, log=self.log)
-        return value
-
-    def holds(self, value: Any) -> bool:
-        """Whether a setting lies within."""
-        return isinstance(value, int | float) and self.low <= value <= self.high
-
-
-class Choice(BaseModel):
-    """One of some values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    values: tuple[Value, ...] = Field(min_length=1)
-
-    def drawn(self, trial: Any, name: str) -> Value:
-        """A value for a trial of Optuna."""
-        value: Value = trial.suggest_categorical(name, list(self.values))
-        return value
-
-    def holds(self, value: Any) -> bool:
-        """Whether a setting is one of them."""
-        return value in self.values
-
-
-class Goal(BaseModel):
-    """Weights of the two validation figures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    item: float = Field(ge=0)
-    category: float = Field(ge=0)
-
-    def value(self, epoch: Mapping[str, float]) -> float:
-        """Of one epoch's figures."""
-        return self.item * epoch[_ITEM_NDCG] + self.category * epoch[_CATEGORY_NDCG]
-
-
-class SearchSpec(BaseModel):
-    """What is looked for, and how; values and reasons stand in conf/search.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    trials: int = Field(ge=1)
-    goal: Goal
-    random_trials: int = Field(ge=1)
-    prune_after_epochs: int = Field(ge=0)
-    prune_after_trials: int = Field(ge=1)
-    seed: int = Field(ge=0)
-    parameters: Mapping[str, Span | Choice] = Field(min_length=1)
-
-    @field_validator("parameters")
-    @classmethod
-    def _of_the_model(cls, parameters: Mapping[str, Span | Choice]) -> Mapping[str, Span | Choice]:
-        for name, space in parameters.items():
-            if not name.startswith(_SECTIONS):
-                raise ValueError(f"{name} is no setting of network or training; only those leave the data as it is")
-            if isinstance(space, Span) and (space.low >= space.high or (space.log and space.low <= 0)):
-                raise ValueError(f"{name}: low must lie below high, and above 0 with log: true")
-        return parameters
 
 
 class PrunedError(BaseException):
@@ -126,14 +49,6 @@ class _Judge(Watcher):
         self._trial.report(self._goal.value(history[-1]), int(history[-1]["epoch"]))
         if self._trial.should_prune():
             raise PrunedError
-
-
-def load_space(path: str) -> SearchSpec:
-    """Read a search space; raises UsageError for what is wrong with it."""
-    try:
-        return SearchSpec.model_validate(read_yaml(Path(path)))
-    except ValidationError as error:
-        raise UsageError(f"The search space {path} is not valid: {describe(error)}.") from None
 
 
 def search(
@@ -159,51 +74,66 @@ def search(
     folder = f"{store.root}/{SEARCH}/dt={date}"
     store.fs.makedirs(folder, exist_ok=True)
     study = _study(optuna, folder, _identity(settings, space, manifest.hash), space, settings)
-    wanted = trials or space.trials
-    while len(_finished(study)) < wanted:
-        trial = study.ask()
-        drawn = {name: part.drawn(trial, name) for name, part in space.parameters.items()}
-        _try(optuna, study, trial, drawn, load, root, date, space, folder, wanted)
+    trials_of = _Trials(study, space, load, root, date, f"{folder}/{study.study_name}", trials or space.trials)
+    while not trials_of.are_done:
+        trials_of.next()
     return _told(study, store, folder)
 
 
-def _try(
-    optuna: Any,
-    study: Any,
-    trial: Any,
-    drawn: Mapping[str, Value],
-    load: Callable[[Sequence[str]], Settings],
-    root: str,
-    date: date,
-    space: SearchSpec,
-    folder: str,
-    wanted: int,
-) -> None:
-    """Train with the drawn settings and tell the study what came of it."""
-    states = optuna.trial.TrialState
-    number = len(_finished(study)) + 1
-    say(f"trial {number} of {wanted}: {', '.join(f'{name} {_short(value)}' for name, value in drawn.items())}")
-    into = f"{folder}/{study.study_name}/trial={hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:12]}"
-    changed = partial(load, [f"{name}={_written(value)}" for name, value in drawn.items()])
-    try:
-        train(changed, root, date, into=into, watchers=[_Judge(trial, space.goal)])
-    except PrunedError:
+@dataclass(frozen=True)
+class _Trials:
+    """The trials of one search, one after the other, each with a root of its own below `folder`."""
+
+    study: Any
+    space: SearchSpec
+    load: Callable[[Sequence[str]], Settings]
+    root: str
+    date: date
+    folder: str
+    wanted: int
+
+    @property
+    def are_done(self) -> bool:
+        return len(_finished(self.study)) >= self.wanted
+
+    def next(self) -> None:
+        """Draw settings, train with them, and tell the study what came of it."""
+        trial = self.study.ask()
+        drawn = {name: part.drawn(trial, name) for name, part in self.space.parameters.items()}
+        number = len(_finished(self.study)) + 1
+        label = f"trial {number} of {self.wanted}"
+        say(f"{label}: {', '.join(f'{name} {_short(value)}' for name, value in drawn.items())}")
+        into = f"{self.folder}/trial={_hash(drawn)[:12]}"
+        settings = partial(self.load, [f"{name}={_written(value)}" for name, value in drawn.items()])
+        try:
+            train(settings, self.root, self.date, into=into, watchers=[_Judge(trial, self.space.goal)])
+        except PrunedError:
+            _forget_checkpoints(into)
+            self.study.tell(trial.number, state=_states().PRUNED)
+            say(f"{label}: ended early, below the median of the others")
+            return
+        except ModelError as error:
+            if number == 1:
+                raise  # not of these settings: any would fail
+            trial.set_user_attr(_FAILED, str(error))
+            self.study.tell(trial.number, state=_states().FAIL)
+            say(f"{label}: failed: {error}")
+            return
         _forget_checkpoints(into)
-        study.tell(trial, state=states.PRUNED)
-        say(f"trial {number} of {wanted}: ended early, below the median of the others")
-        return
-    except ModelError as error:
-        if number == 1:
-            raise  # not of these settings: any would fail
-        trial.set_user_attr(_FAILED, str(error))
-        study.tell(trial, state=states.FAIL)
-        say(f"trial {number} of {wanted}: failed: {error}")
-        return
-    _forget_checkpoints(into)
-    figures = json.loads(Path(into, BUNDLE, f"dt={date}", "metrics.json").read_text(encoding="utf-8"))
-    value = space.goal.value(figures["best"])
-    study.tell(trial, value)
-    say(f"trial {number} of {wanted}: {value:.4f} (best so far {study.best_value:.4f})")
+        figures = json.loads(Path(into, BUNDLE, f"dt={self.date}", "metrics.json").read_text(encoding="utf-8"))
+        value = self.space.goal.value(figures["best"])
+        self.study.tell(trial.number, value)
+        say(f"{label}: {value:.4f} (best so far {self.study.best_value:.4f})")
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _forget_checkpoints(into: str) -> None:
@@ -237,7 +167,7 @@ def _identity(settings: Settings, space: SearchSpec, data_hash: str) -> str:
     """A search goes on only where all that decides its results is the same; more trials are no other search."""
     fixed = {name: value for name, value in _flat(settings).items() if name not in space.parameters}
     parts = [space.model_dump(mode="json", exclude={"trials"}), fixed, data_hash, code_version()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return _hash(parts)[:16]
 
 
 def _study(optuna: Any, folder: str, identity: str, space: SearchSpec, settings: Settings) -> Any:
@@ -245,7 +175,6 @@ def _study(optuna: Any, folder: str, identity: str, space: SearchSpec, settings:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    states = optuna.trial.TrialState
     storage = JournalStorage(JournalFileBackend(f"{folder}/journal.log"))
     study = optuna.create_study(storage=storage, study_name=identity, direction="maximize", load_if_exists=True)
     done = len(_finished(study))
@@ -257,8 +186,8 @@ def _study(optuna: Any, folder: str, identity: str, space: SearchSpec, settings:
         own = {name: _flat(settings)[name] for name in space.parameters}
         if all(space.parameters[name].holds(value) for name, value in own.items()):
             study.enqueue_trial(own)
-    for left in study.get_trials(states=(states.RUNNING,)):
-        study.tell(left.number, state=states.FAIL)
+    for left in study.get_trials(states=(_states().RUNNING,)):
+        study.tell(left.number, state=_states().FAIL)
         if len(left.params) == len(space.parameters):
             study.enqueue_trial(left.params)
     if done:

@@ -11,6 +11,7 @@ import yaml
 
 from features.contracts import TRAINING_SEQUENCES
 from jobs import search as job
+from jobs.search_space import SearchSpec, load_space
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.store import Store
 from model.bundle import load_bundle
@@ -37,8 +38,8 @@ SPACE = {
 pytest.importorskip("optuna", reason="Optuna is not installed (the extra [search])")
 
 
-def space(**changes: Any) -> job.SearchSpec:
-    return job.SearchSpec.model_validate(SPACE | changes)
+def space(**changes: Any) -> SearchSpec:
+    return SearchSpec.model_validate(SPACE | changes)
 
 
 def load(assignments: Sequence[str] = ()) -> Settings:
@@ -191,7 +192,7 @@ def test_a_wrong_space_is_refused(tmp_path: Path, changes: dict[str, Any], what:
     file = tmp_path / "space.yaml"
     file.write_text(yaml.safe_dump(SPACE | changes))
     with pytest.raises(UsageError, match=what):
-        job.load_space(str(file))
+        load_space(str(file))
 
 
 def test_unknown_settings_and_roots_without_a_folder_are_refused(root: str) -> None:
@@ -202,6 +203,6 @@ def test_unknown_settings_and_roots_without_a_folder_are_refused(root: str) -> N
 
 
 def test_the_space_that_comes_along_fits_the_settings() -> None:
-    given = job.load_space(str(CONF_DIR / "search.yaml"))
+    given = load_space(str(CONF_DIR / "search.yaml"))
     known = job._flat(load())
     assert all(part.holds(known[name]) for name, part in given.parameters.items())
