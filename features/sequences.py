@@ -1,5 +1,6 @@
 """Sequences: what the model sees of a user, and what came after it, as of a cutoff."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Literal
@@ -23,7 +24,16 @@ ENCODED_EVENT = T.StructType(
         T.StructField(c.ACTION_CODE, T.IntegerType(), False),
     ]
 )
-__all__ = ["SCORE", "SequencesSpec", "SplitSpec", "cutoffs_for", "encode_events", "flat_events", "user_windows"]
+__all__ = [
+    "SCORE",
+    "SequencesSpec",
+    "SplitSpec",
+    "cutoffs_for",
+    "encode_events",
+    "flat_events",
+    "moved_back",
+    "user_windows",
+]
 
 
 class SplitSpec(BaseModel):
@@ -95,6 +105,17 @@ def cutoffs_for(spec: SequencesSpec, date_: date) -> Cutoffs:
     valid = test - timedelta(days=spec.split.valid_days)
     valid_us, test_us, end_us = (int(instant.timestamp()) * c.MICROS for instant in (valid, test, end))
     return Cutoffs(valid_us, test_us, end_us, spec.split.embargo_days * c.DAY_S * c.MICROS)
+
+
+def moved_back(cutoffs: Cutoffs, days: int) -> Cutoffs:
+    """The same cutoffs so many days earlier: the next fold of a rolling origin (Tashman 2000)."""
+    by_us = days * c.DAY_S * c.MICROS
+    return replace(
+        cutoffs,
+        valid_us=cutoffs.valid_us - by_us,
+        test_us=cutoffs.test_us - by_us,
+        end_us=cutoffs.end_us - by_us,
+    )
 
 
 def flat_events(sessions: DataFrame) -> DataFrame:

@@ -15,6 +15,7 @@ JOBS = (
     "evaluate",
     "run",
     "score",
+    "search",
     "sequences",
     "sessionize",
     "simulate",
