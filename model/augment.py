@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from features import columns as c
+from model.batches import BY_POSITION
 from model.draws import seed_at, uniform
 from model.spec import TrainingSpec
 
@@ -70,7 +71,7 @@ def _cropped(rows: Rows, spec: TrainingSpec, seed: Tensor, first_row: Tensor) ->
     places = tf.range(tf.shape(rows[c.ITEM])[1])[None, :] + lost[:, None]  # [B, L]
     is_there = places < length[:, None]
     places = tf.where(is_there, places, 0)
-    moved = {name: tf.where(is_there, tf.gather(rows[name], places, batch_dims=1), c.PAD) for name in c.CHANNELS}
+    moved = {name: tf.where(is_there, tf.gather(rows[name], places, batch_dims=1), c.PAD) for name in BY_POSITION}
     return {**rows, **moved, c.LENGTH: length - lost}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.augment import noised, rearranged
-from model.batches import COLUMNS, Block
+from model.batches import COLUMNS, SCALARS, Block
 from model.draws import seed_at
 from model.errors import ModelError
 from model.gradients import added, compact, scaled
@@ -83,7 +83,7 @@ class Steps:
         if spec.xla:
             tf.config.optimizer.set_jit("autoclustering")
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
-        rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in COLUMNS}
+        rows = {name: tf.TensorSpec([None] if name in SCALARS else [None, None], tf.int32) for name in COLUMNS}
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
         self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
         self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])

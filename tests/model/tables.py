@@ -16,6 +16,7 @@ from model.spec import ActionWeights, NetworkSpec, Sizes, TrackingSpec, Training
 LENGTH = 8
 N_ITEMS = 20  # known items, ids 2 … 21
 N_CATEGORIES = 4  # known categories; that of an item is its id modulo 4
+N_AHEAD = 3
 SIZES = Sizes(
     items=c.FIRST_ID + N_ITEMS, categories=c.FIRST_ID + N_CATEGORIES, length=LENGTH, gap_codes=8, new_session_gap=5
 )
@@ -111,7 +112,15 @@ def ruled_rows(n_rows: int, seed: int, length: int = LENGTH) -> dict[str, NDArra
     rows = {name: np.where(mask, values, c.PAD) for name, values in channels.items()}
     rows |= {c.LENGTH: n_events, c.NEXT_GAP: gaps[after], c.NEXT_ITEM: items[after]}
     rows[c.NEXT_CATEGORY] = category_of(rows[c.NEXT_ITEM])
+    rows |= nothing_ahead(n_rows, length)
     return {name: values.astype(np.int32) for name, values in rows.items()}
+
+
+def nothing_ahead(n_rows: int, length: int) -> dict[str, NDArray[Any]]:
+    """What rows say of their future where nothing is known of it."""
+    ahead = {name: np.zeros((n_rows, N_AHEAD), np.int32) for name in c.AHEAD_CHANNELS}
+    scalars = {name: np.zeros(n_rows, np.int32) for name in (c.AHEAD_LENGTH, c.KNOWN)}
+    return {c.AGE: np.zeros((n_rows, length), np.int32), **ahead, **scalars}
 
 
 def category_of(items: NDArray[Any]) -> NDArray[Any]:
@@ -139,7 +148,8 @@ def _table(rows: dict[str, NDArray[np.int32]]) -> pa.Table:
     times = pa.array(np.zeros(n_rows, np.int64), pa.timestamp("us", "UTC"))
     ragged = pa.array([[2] * (row % 3) for row in range(n_rows)], pa.list_(pa.int32()))
     columns |= {c.LAST_TIME: times, c.NEXT_TIME: times}
-    columns |= {c.SEEN_ITEMS: ragged, c.LABEL_ITEMS: ragged, c.LABEL_CATEGORIES: ragged}
+    columns |= {c.SEEN_ITEMS: ragged, c.LABEL_ITEMS: ragged, c.LABEL_CATEGORIES: ragged, c.LABEL_ACTIONS: ragged}
+    columns[c.LABEL_TIMES] = ragged.cast(pa.list_(pa.int64())).cast(pa.list_(pa.timestamp("us", "UTC")))
     return pa.table(columns)
 
 
