@@ -55,7 +55,13 @@ class Case:
     def sizes(self) -> Sizes:
         """What the data fixes."""
         return Sizes(
-            items=self.items, categories=_CATEGORIES, length=self.length, gap_codes=_GAP_CODES, new_session_gap=7
+            items=self.items,
+            categories=_CATEGORIES,
+            length=self.length,
+            gap_codes=_GAP_CODES,
+            new_session_gap=7,
+            session_gap_s=1800,
+            horizons_days=(1, 7, 30),
         )
 
     @property

@@ -4,7 +4,7 @@ Letters: B rows, L positions, P gathered positions, H units, E item_dim, C categ
 "Known" leaves out PAD and OOV, which are never predicted: column j of any logits is id FIRST_ID + j.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -16,6 +16,8 @@ from features import columns as c
 from model import inputs
 from model.cells import Cell, Recurrent, make_cell
 from model.draws import dropped, seed_at, uniform
+from model.heads import Heads
+from model.lookup import lookup
 from model.spec import NetworkSpec, Sizes
 
 QUERY_UNKNOWN, QUERY_SAME_SESSION, QUERY_NEW_SESSION = 0, 1, 2
@@ -29,7 +31,8 @@ Tensor = Any  # TensorFlow 2.15 carries no types
 class Network:
     """Weights by name, and the forward pass in parts. `cells` are its layers over time, the first one first."""
 
-    def __init__(self, spec: NetworkSpec, sizes: Sizes, seed: int = 0) -> None:
+    def __init__(self, spec: NetworkSpec, sizes: Sizes, seed: int = 0, heads: Sequence[str] = ()) -> None:
+        """heads: those for the time ahead, of model.spec.HEADS."""
         self.spec = spec
         self.sizes = sizes
         rows = {
@@ -71,6 +74,7 @@ class Network:
             if spec.oov_from_category
             else None
         )
+        self.heads = Heads(heads, spec, sizes, seed)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -86,7 +90,7 @@ class Network:
         named |= {"query/scale": self._query_scale, "query/shift": self._query_shift}
         for kind in (c.ITEM, c.CATEGORY):
             named |= {f"{kind}/projection": self._projections[kind], f"{kind}/bias": self._biases[kind]}
-        return named
+        return named | self.heads.weights
 
     def set_weights(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Take over every weight by name; names and shapes must be those of `weights`, else KeyError or ValueError."""
@@ -102,6 +106,8 @@ class Network:
         bias = np.zeros(len(counts), np.float32)
         bias[c.FIRST_ID :] = np.log(known / known.sum())
         self._biases[kind].assign(bias)
+        if kind == c.CATEGORY:
+            self.heads.start(bias)
 
     def encode(self, channels: Mapping[str, Tensor], seed: Tensor | None = None, first_row: Tensor = 0) -> Tensor:
         """Hidden state after every position. channels: [B, L] each, right-padded → [B, L, H].
@@ -186,7 +192,7 @@ class Network:
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
         """Rows of one channel's table. ids: any shape → that shape + [dim]."""
-        return _lookup(self._tables[name], ids, self.is_sparse(name))
+        return lookup(self._tables[name], ids, self.is_sparse(name))
 
     def is_sampled(self, kind: str) -> bool:
         """Whether a kind is trained by sampled softmax: items, where there are more than the spec's limit."""
@@ -202,7 +208,7 @@ class Network:
         The query (is the next event in this session, in a new one, or unknown) scales and shifts each unit first:
         FiLM (Perez et al. 2018), started as the identity.
         """
-        asked = hidden * (1.0 + _lookup(self._query_scale, query)) + _lookup(self._query_shift, query)
+        asked = hidden * (1.0 + lookup(self._query_scale, query)) + lookup(self._query_shift, query)
         return tf.matmul(asked, self._projections[kind])
 
     def logits(self, kind: str, answers: Tensor) -> Tensor:
@@ -216,7 +222,7 @@ class Network:
 
     def output_rows(self, kind: str, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Output embedding and bias of some ids. ids: [P] → [P, E or C], [P]."""
-        return self.embed(kind, ids), _lookup(self._biases[kind], ids, self.is_sparse(kind))
+        return self.embed(kind, ids), lookup(self._biases[kind], ids, self.is_sparse(kind))
 
     def last(self, channels: Mapping[str, Tensor], length: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
         """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V].
@@ -256,22 +262,3 @@ def _normal(shape: tuple[int, int], deviation: float, seed: int) -> Tensor:
 
 def _dropped(values: Tensor, rate: float, seed: Tensor | None, place: int, first_row: Tensor) -> Tensor:
     return dropped(values, rate, None if seed is None else seed_at(seed, place), first_row)
-
-
-def _lookup(table: Tensor, ids: Tensor, is_sparse: bool = False) -> Tensor:
-    """Rows of a table by id. Unless sparse, with a dense gradient: cheaper where most rows are touched or another is.
-
-    table: [V, …]; ids: any shape → that shape + […].
-    """
-    if is_sparse:
-        return tf.gather(table, ids)
-    n_rows, row = table.shape[0], table.shape[1:].as_list()
-
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def lookup(values: Tensor) -> tuple[Tensor, Any]:
-        def gradient(upstream: Tensor) -> Tensor:
-            return tf.math.unsorted_segment_sum(tf.reshape(upstream, [-1, *row]), tf.reshape(ids, [-1]), n_rows)
-
-        return tf.gather(values, ids), gradient
-
-    return lookup(tf.convert_to_tensor(table))

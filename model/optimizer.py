@@ -113,7 +113,7 @@ class Averages:
 
 
 def penalised(weights: Mapping[str, Tensor], gradients: Sequence[Any], l1: float, l2: float) -> list[Any]:
-    """Gradients of the loss + Σ l1·|w| + l2·w² over the kernels: every matrix but embeddings, queries and norms.
+    """Gradients of the loss + Σ l1·|w| + l2·w² over the kernels: all but embeddings, queries, silences and norms.
 
     In the order of the weights. Adam divides this by the size of the gradient as it does the loss's, unlike the
     decoupled `weight_decay`. At a weight of 0 the gradient of |w| is taken as 0.
@@ -127,7 +127,7 @@ def penalised(weights: Mapping[str, Tensor], gradients: Sequence[Any], l1: float
 
 
 def _is_decayed(name: str) -> bool:
-    return not name.endswith("/bias") and not name.startswith(("query/", "norm_"))
+    return not name.endswith("/bias") and not name.startswith(("query/", "silence/", "norm_"))
 
 
 def _is_kernel(name: str) -> bool:

@@ -9,6 +9,9 @@ from features import columns as c
 
 _Share = Field(ge=0.0, lt=1.0)
 
+# Heads for the time ahead, beside those for the next event; what each one answers: model.heads.
+HEADS = HORIZON, TOUCHED, WHEN, HOUR, ACTION = "horizon", "touched", "when", "hour", "action"
+
 
 class NetworkSpec(BaseModel):
     """Architecture of the network. Two equal specs with equal sizes have the same weights by name and shape."""
@@ -35,6 +38,15 @@ class NetworkSpec(BaseModel):
     query_dropout: float = Field(ge=0.0, le=1.0)
     full_softmax_max_items: int = Field(ge=1)
     sparse_min_items: int = Field(ge=0)
+    return_bins_h: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=2)
+    back_hours: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+    @field_validator("return_bins_h", "back_hours")
+    @classmethod
+    def _rises(cls, hours: tuple[float, ...]) -> tuple[float, ...]:
+        if list(hours) != sorted(set(hours)):
+            raise ValueError("hours must rise")
+        return hours
 
 
 class ActionWeights(BaseModel):
@@ -83,6 +95,11 @@ class TrainingSpec(BaseModel):
     clip_norm: float = Field(gt=0.0)
     item_weight: float = Field(ge=0.0)
     category_weight: float = Field(ge=0.0)
+    horizon_weight: float = Field(ge=0.0)
+    touched_weight: float = Field(ge=0.0)
+    when_weight: float = Field(ge=0.0)
+    hour_weight: float = Field(ge=0.0)
+    action_weight: float = Field(ge=0.0)
     action_weights: ActionWeights
     loss: Literal["cross_entropy", "bpr_max"]
     bpr_regularisation: float = Field(ge=0.0)
@@ -107,6 +124,12 @@ class TrainingSpec(BaseModel):
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)
 
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """Weight of the loss of each head for the time ahead that is trained at all: those above 0."""
+        weights = {head: getattr(self, f"{head}_weight") for head in HEADS}
+        return {head: weight for head, weight in weights.items() if weight > 0.0}
+
 
 class TrackingSpec(BaseModel):
     """Where a training can be watched beside its lines. Nothing of it shapes the weights."""
@@ -129,7 +152,7 @@ class TrackingSpec(BaseModel):
 
 
 class Sizes(BaseModel):
-    """What the data fixes: vocabulary sizes (largest id + 1), sequence length L and the meaning of gap codes."""
+    """What the data fixes: vocabulary sizes (largest id + 1), sequence length L, the meaning of gap codes, horizons."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -138,3 +161,5 @@ class Sizes(BaseModel):
     length: int = Field(ge=1)
     gap_codes: int = Field(ge=3)
     new_session_gap: int = Field(ge=3)
+    session_gap_s: int = Field(ge=1)
+    horizons_days: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)

@@ -20,6 +20,7 @@ from model.batches import COLUMNS, SCALARS, Block
 from model.draws import seed_at
 from model.errors import ModelError
 from model.gradients import added, compact, scaled
+from model.head_losses import head_losses
 from model.losses import Negatives, NegativeSampler, bpr_max_loss, full_softmax, head_loss
 from model.network import Network, Tensor, following, training_query
 from model.optimizer import Adam, Averages, penalised
@@ -172,9 +173,13 @@ class Steps:
         query = training_query(gaps, network.sizes, network.spec.query_dropout, query_seed, first_row)  # [B, L]
         hidden = network.encode(noised(rows, self._spec, seed, first_row), seed, first_row)  # [B, L, H]
 
+        objective = 0.0
+        if network.heads.names:
+            losses = head_losses(network, rows, hidden, seed, first_row)
+            objective = tf.add_n([self._spec.head_weights[head] * loss for head, loss in losses.items()])
         place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
         hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
-        objective, sums, spec = 0.0, [], self._spec
+        sums, spec = [], self._spec
         importance = self._importance(rows, place)
         weights = {c.ITEM: spec.item_weight, c.CATEGORY: spec.category_weight}
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):

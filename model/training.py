@@ -92,7 +92,7 @@ class _Run:
         self._task, self._workers, self._checkpoints, self._tell = task, workers, checkpoints, say
         self._shown = watcher or Lines(say)
         self._spec = task.training
-        self.network = Network(task.network, task.sizes, self._spec.seed)
+        self.network = Network(task.network, task.sizes, self._spec.seed, tuple(self._spec.head_weights))
         with tf.device("CPU"):
             self._best = {name: tf.Variable(tf.zeros_like(value)) for name, value in self.network.weights.items()}
         self._counts: Counts = {}

@@ -18,7 +18,13 @@ N_ITEMS = 20  # known items, ids 2 … 21
 N_CATEGORIES = 4  # known categories; that of an item is its id modulo 4
 N_AHEAD = 3
 SIZES = Sizes(
-    items=c.FIRST_ID + N_ITEMS, categories=c.FIRST_ID + N_CATEGORIES, length=LENGTH, gap_codes=8, new_session_gap=5
+    items=c.FIRST_ID + N_ITEMS,
+    categories=c.FIRST_ID + N_CATEGORIES,
+    length=LENGTH,
+    gap_codes=8,
+    new_session_gap=5,
+    session_gap_s=1800,
+    horizons_days=(1, 7),
 )
 NETWORK = NetworkSpec(
     cell="lstm",
@@ -41,6 +47,8 @@ NETWORK = NetworkSpec(
     query_dropout=0.3,
     full_softmax_max_items=1000,
     sparse_min_items=0,
+    return_bins_h=(1, 4, 12, 24, 48, 96, 168),
+    back_hours=(12, 24, 100),
 )
 TRAINING = TrainingSpec(
     streams=0,
@@ -62,6 +70,11 @@ TRAINING = TrainingSpec(
     clip_norm=5.0,
     item_weight=1.0,
     category_weight=0.5,
+    horizon_weight=0.0,
+    touched_weight=0.0,
+    when_weight=0.0,
+    hour_weight=0.0,
+    action_weight=0.0,
     action_weights=ActionWeights(view=1.0, click=1.0, like=1.0, cart=1.0, buy=1.0),
     loss="cross_entropy",
     bpr_regularisation=1.0,

@@ -12,7 +12,9 @@ from model.errors import ModelError
 from model.spec import NetworkSpec, Sizes
 from tests.spark.test_scoring import ARROW_SCHEMA, LENGTH, SPEC, history
 
-SIZES = Sizes(items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4)
+SIZES = Sizes(
+    items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4, session_gap_s=1800, horizons_days=(1,)
+)
 NETWORK = NetworkSpec(
     cell="lstm",
     units=4,
@@ -34,6 +36,8 @@ NETWORK = NetworkSpec(
     query_dropout=0.0,
     full_softmax_max_items=100,
     sparse_min_items=0,
+    return_bins_h=(1, 24),
+    back_hours=(24,),
 )
 
 
