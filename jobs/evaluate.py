@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from typing import Any
 
 from features import columns as c
+from features.contexts import Ids, contexts
 from features.contracts import TRAINING_SEQUENCES
+from features.scoring import Floats
 from jobs.cli import run_job, say, stage_parser
 from jobs.evaluation_inputs import micros, read_split, rows_of, truths_of, windows_of
 from jobs.evaluation_table import MODEL, EvaluationResult, format_table, headline
@@ -83,7 +85,7 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
         knn_last_items=spec.knn_last_items,
         knn_idf=spec.knn_idf,
     )
-    rankers[MODEL] = predictor
+    rankers[MODEL] = _AsScored(predictor, settings.scoring.anchor_events)
     truths, notes = truths_of(store, rows, protocol, vocabulary)
     sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in rankers.items()} | truths
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
@@ -93,6 +95,19 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
     result = EvaluationResult(evaluation, protocol, spec.ks, predictor.model_version, notes, path)
     _write(store, result, inputs, config_hash(spec))
     return result
+
+
+@dataclass(frozen=True)
+class _AsScored:
+    """The model reading of each row what it reads when users are scored."""
+
+    predictor: Ranker
+    anchor_events: int
+
+    def probabilities(self, channels: Mapping[str, Ids], length: Ids, next_gap: Ids) -> tuple[Floats, Floats]:
+        """See Ranker."""
+        read, n_events, _ = contexts(channels, length, self.anchor_events)
+        return self.predictor.probabilities(read, n_events, next_gap)
 
 
 def _check_trained_on(bundle: Any, manifest: Manifest, where: str) -> None:

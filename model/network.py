@@ -85,12 +85,36 @@ class Network:
         A state depends on nothing behind its position, so padding needs no mask: states there mean nothing, and nobody
         reads them. With `seed` ([2] int32, stateless: the same seed drops the same units) dropout is on.
         """
-        hidden = tf.concat([self.embed(name, channels[name]) for name in c.CHANNELS], axis=-1)
-        hidden = _dropped(hidden, self.spec.embedding_dropout, seed, 0)
+        hidden = _dropped(self._embedded(channels), self.spec.embedding_dropout, seed, 0)
         for index, cell in enumerate(self._cells):
-            hidden = cell(hidden)  # [B, L, H]
+            hidden, *_ = cell(hidden)  # [B, L, H]
             hidden = _dropped(hidden, self.spec.hidden_dropout, seed, 1 + index)
         return hidden
+
+    @property
+    def state_floats(self) -> int:
+        """Numbers in a row's state: h and c of each layer, those of the first layer first."""
+        return 2 * self.spec.layers * self.spec.units
+
+    def advance(self, channels: Mapping[str, Tensor], length: Tensor, state: Tensor) -> Tensor:
+        """The state after further events. channels: [B, L] each; length: [B]; state: [B, state_floats] → the same.
+
+        Zeros are the state before a first event; a row of length 0 keeps its state.
+        """
+        hidden = self._embedded(channels)
+        mask = tf.sequence_mask(length, tf.shape(hidden)[1])
+        before, after = tf.split(state, 2 * len(self._cells), axis=1), []
+        for index, cell in enumerate(self._cells):
+            hidden, *parts = cell(hidden, mask=mask, initial_state=before[2 * index : 2 * index + 2])
+            after += parts
+        return tf.concat(after, axis=1)
+
+    def newest(self, state: Tensor) -> Tensor:
+        """What heads read of a state: h of the last layer. state: [B, state_floats] → [B, H]."""
+        return state[:, -2 * self.spec.units : -self.spec.units]
+
+    def _embedded(self, channels: Mapping[str, Tensor]) -> Tensor:
+        return tf.concat([self.embed(name, channels[name]) for name in c.CHANNELS], axis=-1)
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
         """Rows of one channel's table. ids: any shape → that shape + [dim]."""
@@ -127,14 +151,18 @@ class Network:
         return self.embed(kind, ids), _lookup(self._biases[kind], ids, self.is_sparse(kind))
 
     def last(self, channels: Mapping[str, Tensor], length: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
-        """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V].
+        """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V]."""
+        hidden = self.encode(channels)
+        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
+        return {kind: self.logits(kind, answer) for kind, answer in self.answers(newest, next_gap).items()}
+
+    def answers(self, newest: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
+        """What the heads look for after each row, by kind. newest: [B, H]; next_gap: [B] → [B, E or C].
 
         A row whose next_gap already is a session's end is asked for a new session; otherwise the query is unknown.
         """
-        hidden = self.encode(channels)
-        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
         query = tf.where(next_gap >= self.sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_UNKNOWN)
-        return {kind: self.logits(kind, self.answer(kind, newest, query)) for kind in (c.ITEM, c.CATEGORY)}
+        return {kind: self.answer(kind, newest, query) for kind in (c.ITEM, c.CATEGORY)}
 
 
 def following(channel: Tensor, length: Tensor, after: Tensor) -> Tensor:
@@ -171,6 +199,7 @@ def _lstm(units: int, seeds: Any) -> Any:
     return keras.layers.LSTM(
         units,
         return_sequences=True,
+        return_state=True,
         kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
         recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
     )
