@@ -296,8 +296,7 @@ USER_STATES = Contract(
             _column(
                 c.STATE,
                 T.BinaryType(),
-                "little-endian float32: of each layer h and c, or what else the cell carries; counters.state_floats "
-                "of them",
+                "little-endian float32: h and c of each layer, first layer first, or what else its cell carries",
             ),
         ]
     ),

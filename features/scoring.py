@@ -6,7 +6,7 @@ probabilities. `features/states.py` says who is scored, and from which state.
 Shapes: B rows, L positions, Z numbers of a state, W fetched, K kept, V vocabulary (PAD and OOV included).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, Self
@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
-from features.contracts import SEQUENCES, ContractError
+from features.contracts import SCORES, SEQUENCES, ContractError
 from features.trends import FADING, TRENDS, past_shares, trend_codes
 
 # Provenance of a row
@@ -30,6 +31,7 @@ FROM_POPULARITY = "popularity"
 _FETCH_STEPS = 16 * 4 ** np.arange(14, dtype=np.int64)
 
 HISTORY_COLUMNS = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.NEXT_GAP, c.LAST_TIME, c.SEEN_ITEMS)
+SCORES_ARROW = to_arrow_schema(SCORES.schema)
 OUTPUT_COLUMNS = (c.USER_ID, c.PROVENANCE, c.INTERESTS, c.ITEMS)
 
 Ids = NDArray[np.int32]
@@ -233,7 +235,7 @@ def _items(ids: Ids, probabilities: Probabilities, seen: pa.ListArray, names: Na
         keep &= ~_among(ids, seen, len(names.tokens))
     keep &= np.cumsum(keep, axis=1) <= spec.top_k_items
     entries = {c.ITEM_ID: names.tokens.take(pa.array(ids[keep])), c.PROBABILITY: pa.array(probabilities[keep])}
-    return _lists(keep, entries)
+    return _lists(c.ITEMS, keep, entries)
 
 
 def _among(ids: Ids, lists: pa.ListArray, n_ids: int) -> Mask:
@@ -268,7 +270,7 @@ def _interests(ids: Ids, probabilities: Probabilities, past: Ids, names: Names, 
         c.PAST_SHARE: pa.array(shares[listed].astype(np.float32)),
         c.TREND: pa.array(TRENDS).take(pa.array(trends[listed])),
     }
-    return _lists(listed, entries)
+    return _lists(c.INTERESTS, listed, entries)
 
 
 def _largest(weights: NDArray[np.float64], k: int) -> Mask:
@@ -279,8 +281,10 @@ def _largest(weights: NDArray[np.float64], k: int) -> Mask:
     return mask & (weights > 0)
 
 
-def _lists(keep: Mask, entries: dict[str, Sequence[object]]) -> pa.ListArray:
-    """One list of structs a row, of the entries that `keep` [B, W] marks, in row-major order."""
-    offsets = np.concatenate(([0], np.cumsum(keep.sum(axis=1)))).astype(np.int32)
-    structs = pa.StructArray.from_arrays(list(entries.values()), names=list(entries))
-    return pa.ListArray.from_arrays(pa.array(offsets), structs)
+def _lists(name: str, keep: Mask, entries: dict[str, pa.Array]) -> pa.ListArray:
+    """A list column of scores_v1: structs of the entries that `keep` [B, W] marks, in row-major order."""
+    kind = SCORES_ARROW.field(name).type
+    fields = list(kind.value_type)
+    structs = pa.StructArray.from_arrays([entries[field.name].cast(field.type) for field in fields], fields=fields)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(keep.sum(axis=1)))), pa.int32())
+    return pa.ListArray.from_arrays(offsets, structs, kind)

@@ -20,10 +20,9 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contexts import after_events, contexts, row_hashes
-from features.contracts import SCORES, USER_STATES, ContractError
-from features.scoring import Floats, Histories, Scorer, ScoringSpec, histories_of, score_rows
+from features.contracts import USER_STATES, ContractError
+from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, ScoringSpec, histories_of, score_rows
 
-SCORES_ARROW = to_arrow_schema(SCORES.schema)
 STATES_ARROW = to_arrow_schema(USER_STATES.schema)
 # What became of users. Those who are there: rows as they were; scored from the state as it was, from it and new
 # events, or from the whole context. Beside these: no longer there, and not there before.

@@ -83,7 +83,7 @@ def score(
         LoadBundle(path, model_version, int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1")),
         settings.scoring,
         run,
-        int(carry.states.counters["buckets"]) if carry else _n_buckets(layers, settings),
+        int(carry.states.counters["buckets"]) if carry else _n_buckets(spark, layers, settings),
         folders[SCORES],
         folders[USER_STATES],
         carry.earlier(store) if carry else None,
@@ -118,10 +118,11 @@ def _session_gap_s(sequences: Manifest) -> int:
     return int(edges_s[new_session_gap - c.FIRST_GAP - 1])
 
 
-def _n_buckets(layers: Sequence[Manifest], settings: Settings) -> int:
-    """A power of two, so that each bucket has about `bucket_users` users or fewer."""
+def _n_buckets(spark: SparkSession, layers: Sequence[Manifest], settings: Settings) -> int:
+    """A power of two, so that each bucket has about `bucket_users` users or fewer, and each core a bucket."""
     n_users = sum(layer.rows for layer in layers)
-    return power_of_two(max(1, -(-n_users // settings.scoring.bucket_users)))
+    wanted = -(-n_users // settings.scoring.bucket_users)
+    return power_of_two(max(spark.sparkContext.defaultParallelism, wanted))
 
 
 def _came() -> list[Column]:

@@ -22,8 +22,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contracts import SEQUENCES, ContractError
 from features.histories import buckets_of
-from features.scoring import HISTORY_COLUMNS, Scorer, ScoringSpec
-from features.states import SCORES_ARROW, STATES_ARROW, Before, Run, Scored, score_share
+from features.scoring import HISTORY_COLUMNS, SCORES_ARROW, Scorer, ScoringSpec
+from features.states import STATES_ARROW, Before, Run, Scored, score_share
 from jobs.bucket_files import bucket_file
 
 _ROWS, _READ = "rows", "read"

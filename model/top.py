@@ -31,16 +31,18 @@ class _Running(NamedTuple):
     total: Tensor  # [B, 1]
 
 
-def top_columns(answers: Tensor, table: Tensor, bias: Tensor, k: Tensor, block_cells: int = BLOCK_CELLS) -> TopColumns:
+def top_columns(
+    answers: Tensor, table: Tensor, bias: Tensor, k: Tensor, block_cells: Tensor = BLOCK_CELLS
+) -> TopColumns:
     """The K best columns of answers·tableᵀ + bias and their log-softmax, exactly, in one pass over blocks of columns.
 
-    answers: [B, E]; table: [V, E]; bias: [V]; k: scalar, at most V.
+    answers: [B, E]; table: [V, E]; bias: [V]; k: scalar, at most V; block_cells: scores held at a time.
 
     Of a block, the best K lie in the K groups of `GROUP` neighbouring columns with the greatest maxima: in any other
     group each column has K better ones, ties going to the smaller column in both steps. So only K·GROUP scores of W are
     sorted. The sum of exponentials is kept against the greatest score so far (Milakov & Gimelshein 2018).
     """
-    n_rows, n_columns = tf.shape(answers)[0], table.shape[0]
+    n_rows, n_columns = tf.shape(answers)[0], tf.shape(table)[0]
     width = -(-block_cells // tf.maximum(n_rows, 1)) // GROUP * GROUP
     width = tf.maximum(width, GROUP)
     empty = _Running(
