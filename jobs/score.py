@@ -120,7 +120,7 @@ def _session_gap_s(sequences: Manifest) -> int:
 
 def _n_buckets(spark: SparkSession, layers: Sequence[Manifest], settings: Settings) -> int:
     """A power of two, so that each bucket has about `bucket_users` users or fewer, and each core a bucket."""
-    n_users = sum(layer.rows for layer in layers)
+    n_users = layers[-1].rows  # the layer that holds everyone; newcomers since are few
     wanted = -(-n_users // settings.scoring.bucket_users)
     return power_of_two(max(spark.sparkContext.defaultParallelism, wanted))
 
