@@ -75,6 +75,11 @@ PROBABILITY = "probability"
 PAST_SHARE = "past_share"
 TREND = "trend"
 
+# User states
+EVENTS_HASH = "events_hash"
+ROW_HASH = "row_hash"
+STATE = "state"
+
 # Simulated truth
 LATENT_CATEGORIES = "latent_categories"
 ORACLE_CATEGORIES = "oracle_categories"

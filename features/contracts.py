@@ -295,6 +295,29 @@ SCORES = Contract(
     ),
 )
 
+USER_STATES = Contract(
+    "user_states_v1",
+    "What the model knows of one user after the events that were last scored, so that the next night reads new ones "
+    "only. `bucket-NNNNN.parquet` holds the users with pmod(hash(user_id), counters.buckets) = NNNNN, as do the files "
+    "of the scores_v1 that were written with it (inputs). Only jobs/score.py reads this table.",
+    (c.USER_ID, c.MODEL_VERSION),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "whose state"),
+            _column(c.MODEL_VERSION, _STRING, "the bundle that made it; no other one can use it"),
+            _column(c.LAST_TIME, _TIME, "time of the last event read, UTC"),
+            _column(c.N_EVENTS, _INT, "events read since the start of the context"),
+            _column(c.EVENTS_HASH, _LONG, "hash of these events as the model saw them, in order"),
+            _column(c.ROW_HASH, _LONG, "hash of everything in the row of sequences_v1 that scores depend on"),
+            _column(
+                c.STATE,
+                T.BinaryType(),
+                "little-endian float32: h and c of each layer, first layer first, or what else its cell carries",
+            ),
+        ]
+    ),
+)
+
 _WEIGHTED_ITEMS = T.ArrayType(
     T.StructType([_column(c.ITEM_ID, _STRING, "the item"), _column(c.PROBABILITY, _FLOAT, "0..1")]),
     containsNull=False,
@@ -333,5 +356,6 @@ CONTRACTS = (
     SEQUENCES,
     TRAINING_SEQUENCES,
     SCORES,
+    USER_STATES,
     SIMULATED_TRUTH,
 )

@@ -53,6 +53,16 @@ class Settings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _anchors_lie_in_rows(self) -> Self:
+        events, length = self.scoring.anchor_events, self.sequences.length
+        if events > length:
+            raise ValueError(
+                f"scoring.anchor_events = {events} is more than sequences.length = {length}: a context would be empty. "
+                "Lower it"
+            )
+        return self
+
 
 def load_settings(overlays: Sequence[str] = (), assignments: Sequence[str] = ()) -> Settings:
     """Read `conf/base.yaml`, lay each overlay file over it, then each `section.key=value`.

@@ -225,14 +225,18 @@ class Network:
         return self.embed(kind, ids), lookup(self._biases[kind], ids, self.is_sparse(kind))
 
     def last(self, channels: Mapping[str, Tensor], length: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
-        """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V].
+        """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V]."""
+        hidden = self.encode(channels)
+        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
+        return {kind: self.logits(kind, answer) for kind, answer in self.answers(newest, next_gap).items()}
+
+    def answers(self, newest: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
+        """What the heads look for after each row, by kind. newest: [B, H]; next_gap: [B] → [B, E or C].
 
         A row whose next_gap already is a session's end is asked for a new session; otherwise the query is unknown.
         """
-        hidden = self.encode(channels)
-        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
         query = tf.where(next_gap >= self.sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_UNKNOWN)
-        return {kind: self.logits(kind, self.answer(kind, newest, query)) for kind in (c.ITEM, c.CATEGORY)}
+        return {kind: self.answer(kind, newest, query) for kind in (c.ITEM, c.CATEGORY)}
 
 
 def following(channel: Tensor, length: Tensor, after: Tensor) -> Tensor:
