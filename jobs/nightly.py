@@ -66,26 +66,31 @@ def _accepted(texts: Sequence[str]) -> frozenset[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the night."""
-    parser = stage_parser("nightly", "One night: from the day's log to published scores, going on where it stopped.")
-    parser.add_argument("--source", required=True, help="name of a map in conf/sources, or a YAML file")
-    parser.add_argument(
+    return run_job(run, parser(), argv, takes_root=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the night."""
+    flags = stage_parser("nightly", "One night: from the day's log to published scores, going on where it stopped.")
+    flags.add_argument("--source", required=True, help="name of a map in conf/sources, or a YAML file")
+    flags.add_argument(
         "--input", action="append", required=True, metavar="PATH", help="file or folder; {date} = each day of the run"
     )
-    parser.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
-    parser.add_argument(
+    flags.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
+    flags.add_argument(
         "--from", dest="first", type=day, metavar="DAY", help="first day of a backfill (default: --date)"
     )
-    parser.add_argument("--bootstrap", action="store_true", help="first day of the log: nothing is carried over")
-    parser.add_argument("--train", action="store_true", help="train tonight, due or not")
-    parser.add_argument(
+    flags.add_argument("--bootstrap", action="store_true", help="first day of the log: nothing is carried over")
+    flags.add_argument("--train", action="store_true", help="train tonight, due or not")
+    flags.add_argument(
         "--accept",
         action="append",
         default=[],
         metavar="CHECK",
         help=f"go on though this check fails, for this run: {', '.join(ACCEPTABLE)}",
     )
-    parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step of this run (default: all)")
-    return run_job(run, parser, argv, takes_root=True)
+    flags.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step of this run (default: all)")
+    return flags
 
 
 if __name__ == "__main__":

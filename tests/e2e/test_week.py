@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -110,7 +109,8 @@ class Week:
         assert process.stderr is not None
         said = ""
         while line not in said:
-            assert (text := process.stderr.readline()), f"the night ended before it said {line!r}: {said}"
+            text = process.stderr.readline()
+            assert text, f"the night ended before it said {line!r}: {said}"
             said += text
         self.run("beside", night)
         os.kill(process.pid, signal.SIGKILL)
@@ -118,7 +118,7 @@ class Week:
 
 
 @pytest.fixture(scope="module")
-def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Week]:
+def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Week:
     nights = Week(tmp_path_factory.mktemp("week"))
     simulate(spark, load_settings([str(nights.conf)]), str(nights.log), NIGHTS[-1])
     nights.run("first", 0, "--from", str(FIRST), "--bootstrap")
@@ -138,7 +138,7 @@ def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Itera
     nights.run("not good enough", 6, *UNTRAINED)
     nights.publish("back", 6, "--rollback")
     nights.run("after the way back", 6, *UNTRAINED)
-    yield nights
+    return nights
 
 
 def cut_short(folder: Path) -> None:
@@ -227,7 +227,8 @@ def test_after_three_days_a_new_model_passes_the_gate_and_takes_over(week: Week)
 def test_a_night_that_was_done_does_nothing(week: Week) -> None:
     run = week.runs["done before"]
     assert run.code == 0
-    assert {step["status"] for step in run.metrics["steps"] if step["name"] not in ("input", "retention")} == {"skipped"}
+    always = ("input", "retention")  # too quick to need a record
+    assert {step["status"] for step in run.metrics["steps"] if step["name"] not in always} == {"skipped"}
     assert run.published == week.runs["again"].published
 
 
