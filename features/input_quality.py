@@ -94,9 +94,8 @@ class Finding:
         return (self.low is None or self.value >= self.low) and (self.high is None or self.value <= self.high)
 
     def __str__(self) -> str:
-        bounds = [f"at least {self.low:g}"] * (self.low is not None) + [f"at most {self.high:g}"] * (
-            self.high is not None
-        )
+        bounds = [] if self.low is None else [f"at least {self.low:g}"]
+        bounds += [] if self.high is None else [f"at most {self.high:g}"]
         return f"{self.check} = {self.value:.4g} ({self.against}; allowed: {' and '.join(bounds)})"
 
 
