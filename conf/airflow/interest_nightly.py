@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from airflow import DAG
 from airflow.operators.bash import BashOperator
+from airflow.timetables.interval import CronDataIntervalTimetable
 
 # Values of Airflow's Variables, read when a task starts; the defaults are those of a trial on one machine.
 PROJECT = "{{ var.value.get('interest_project', '/opt/interest-evolution') }}"
@@ -32,7 +33,9 @@ def nightly(until: str) -> str:
 with DAG(
     dag_id="interest_nightly",
     description="From a day's log to published interests of every user",
-    schedule="30 2 * * *",  # UTC; after the log of the day before is complete
+    # UTC, after the log of the day before is complete. A run's interval starts on that day: said outright, because what
+    # a bare cron text means has changed between versions of Airflow.
+    schedule=CronDataIntervalTimetable("30 2 * * *", timezone="UTC"),
     start_date=datetime(2024, 1, 1),
     catchup=True,  # nights are built on each other: a missed one is made up for, in order
     max_active_runs=1,

@@ -32,6 +32,8 @@ from jobs.settings import load_settings
 from jobs.simulate import simulate
 from jobs.store import Store
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole week, also on a busy machine
+
 PROJECT = Path(nightly.__file__).parent.parent
 FIRST, DAYS = date(2024, 3, 1), 26
 NIGHTS = [FIRST + timedelta(days=DAYS - 7 + k) for k in range(7)]

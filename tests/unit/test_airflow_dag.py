@@ -27,7 +27,8 @@ from airflow.models import DagBag
 bag = DagBag(dag_folder=sys.argv[1], include_examples=False)
 dag = bag.dags.get("interest_nightly")
 tasks = {t.task_id: [sorted(t.upstream_task_ids), t.bash_command] for t in dag.tasks} if dag else {}
-print("\\n" + json.dumps({"errors": {k: str(v) for k, v in bag.import_errors.items()}, "tasks": tasks}))
+first = str(dag.next_dagrun_info(None).data_interval.start) if dag else None
+print("\\n" + json.dumps({"errors": {k: str(v) for k, v in bag.import_errors.items()}, "tasks": tasks, "first": first}))
 """
 ORDER = {"prepare": [], "train": ["prepare"], "publish": ["train"]}
 
@@ -60,8 +61,10 @@ class _Task:
 def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Shell commands by task, the templates as Airflow would fill them in."""
     _Task.made = []
-    modules = {name: ModuleType(name) for name in ("airflow", "airflow.operators", "airflow.operators.bash")}
+    names = ("", ".operators", ".operators.bash", ".timetables", ".timetables.interval")
+    modules = {name: ModuleType(name) for name in (f"airflow{part}" for part in names)}
     modules["airflow"].__dict__["DAG"] = _Dag
+    modules["airflow.timetables.interval"].__dict__["CronDataIntervalTimetable"] = lambda *_, **__: None
     modules["airflow.operators.bash"].__dict__["BashOperator"] = _Task
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -115,4 +118,5 @@ def test_airflows_own_loader_takes_the_file(tmp_path: Path) -> None:
     found = json.loads(loaded.stdout.splitlines()[-1])
     assert found["errors"] == {}
     assert {task: upstream for task, (upstream, _) in found["tasks"].items()} == ORDER
+    assert found["first"].startswith("2024-01-01")
     assert all("-m jobs.nightly " in command for _, command in found["tasks"].values())
