@@ -92,9 +92,8 @@ def evaluate(
     sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in baselines.items()}
     choices: dict[str, dict[str, FirstChoices]] = {}
     for name, ranker in judged.rankers.items():
-        sources[name], choices[name] = observed(
-            scores_of(_AsScored(ranker, settings.scoring.anchor_events), rows), rows.next_item, rows.next_category
-        )
+        as_scored = scores_of(_AsScored(ranker, settings.scoring.anchor_events), rows)
+        sources[name], choices[name] = observed(as_scored, rows.next_item, rows.next_category)
     sources |= truths
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
     evaluation = evaluate_rankings(rows, protocol, sources, n_ids, spec, model=MODEL)
