@@ -17,7 +17,7 @@ _LONGEST_S = np.iinfo(np.int32).max
 class Ahead(NamedTuple):
     """The first A events after each window, oldest first, and how far they are all there is."""
 
-    index: Ints  # [r, A] places of the events, 0 where there are fewer
+    place: Ints  # [r, A] indices of the events, 0 where there are fewer
     is_there: NDArray[np.bool_]  # [r, A]
     seconds: NDArray[np.int32]  # [r, A] from the window's last event, 0 where there are fewer
     length: NDArray[np.int32]  # [r]

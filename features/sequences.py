@@ -12,7 +12,8 @@ from pyspark.sql import types as T
 
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES
-from features.windows import SCORE, Cutoffs, build_partition
+from features.window_rows import SCORE, Cutoffs
+from features.windows import build_partition
 
 ENCODED_EVENT = T.StructType(
     [

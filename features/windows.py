@@ -112,7 +112,7 @@ def _batch(
     matrices = {name: np.where(valid, codes[index], c.PAD) for name, codes in history.codes.items()}
     matrices[c.AGE] = np.where(valid, ages(history.time_us[index], last_us), 0)
     for name, of in ((c.AHEAD_CATEGORY, c.CATEGORY), (c.AHEAD_ACTION, c.ACTION_CODE)):
-        matrices[name] = np.where(ahead.is_there, history.codes[of][ahead.index], c.PAD)
+        matrices[name] = np.where(ahead.is_there, history.codes[of][ahead.place], c.PAD)
     matrices[c.AHEAD] = ahead.seconds
     arrays: dict[str, pa.Array] = {name: _lists(matrix) for name, matrix in matrices.items()}
     has_next = rows.following >= 0

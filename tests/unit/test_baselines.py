@@ -7,7 +7,8 @@ import pyarrow.compute
 import pytest
 
 from features.columns import CATEGORY, GAP, ITEM, MICROS, UNKNOWN_GAP
-from features.windows import Cutoffs, build_partition
+from features.window_rows import Cutoffs
+from features.windows import build_partition
 from model.baselines import (
     LastCategory,
     Markov,

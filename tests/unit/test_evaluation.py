@@ -16,7 +16,8 @@ from features import columns as c
 from features.columns import CATEGORY, GAP, ITEM, MICROS, OOV
 from features.contracts import SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
 from features.sequences import ENCODED_EVENT
-from features.windows import Cutoffs, build_partition
+from features.window_rows import Cutoffs
+from features.windows import build_partition
 from jobs.evaluate import evaluate
 from jobs.evaluation_table import format_table, headline
 from jobs.settings import Settings

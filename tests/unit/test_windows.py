@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from features import columns as c
-from features.windows import SCORE, Cutoffs, build_partition, gap_codes, hour_codes
+from features.window_rows import SCORE, Cutoffs
+from features.windows import build_partition, gap_codes, hour_codes
 
 S = 1_000_000
 EDGES = (10, 100)
