@@ -44,7 +44,7 @@ class Top(NamedTuple):
 class Future(NamedTuple):
     """What lies ahead of each row, asked at an instant after some silence; None where the bundle has no such head.
 
-    Horizons D, hours R and bins K are those of the bundle: `sizes.horizons_days`, `spec.back_hours`, `back_bins`.
+    Horizons D are `sizes.horizons_days`, hours R `spec.back_hours` of the bundle, hazard bins K the `back_bins`.
     """
 
     interests: Floats | None  # [n, D, V] distribution over categories of the events within each horizon
@@ -172,7 +172,7 @@ class Predictor:
 
     @property
     def back_bins(self) -> NDArray[np.float64]:
-        """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up; their use: model.returns."""
+        """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up: as model.returns takes them."""
         edges: NDArray[np.float64] = self._network.heads.edges_s
         return edges
 
