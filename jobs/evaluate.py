@@ -1,8 +1,6 @@
 """Judge a bundle on held-out rows beside its baselines, and on simulated data beside the truth."""
 
 import argparse
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,48 +13,52 @@ from features.contexts import Ids, contexts
 from features.contracts import TRAINING_SEQUENCES
 from features.scoring import Floats
 from jobs.cli import run_job, say, stage_parser
-from jobs.evaluation_inputs import micros, read_split, rows_of, truths_of, windows_of
-from jobs.evaluation_table import MODEL, EvaluationResult, format_table, headline
-from jobs.settings import Settings, config_hash, load_settings
-from jobs.store import MANIFEST, Manifest, Store, code_version
-from model.baselines import VocabularySizes, Windows, events_of, fit_baselines
-from model.errors import ModelError
-from model.evaluation import (
-    TARGETS,
-    EvaluationRows,
-    MetricRow,
-    Ranker,
-    ScoreBlock,
-    SplitProtocol,
-    check_no_leak,
-    evaluate_rankings,
-    scores_of,
-)
+from jobs.evaluation_details import calibration_notes, detail_records, details_of
+from jobs.evaluation_files import write_evaluation
+from jobs.evaluation_inputs import read_split, rows_of, truths_of, windows_of
+from jobs.evaluation_models import MODEL, load_judged
+from jobs.evaluation_table import EvaluationResult, format_table
+from jobs.evaluation_texts import detail_texts
+from jobs.leak_audit import audit
+from jobs.settings import Settings, UsageError, config_hash, load_settings
+from jobs.store import Store
+from model.baselines import VocabularySizes, events_of, fit_baselines
+from model.calibration import FirstChoices, observed
+from model.ensemble import ENSEMBLES, RANKS
+from model.evaluation import MetricRow, Ranker, ScoreBlock, SplitProtocol, evaluate_rankings, scores_of
 
-_TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
+TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
 _WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
 _LABEL_COLUMNS = (c.NEXT_ITEM, c.NEXT_CATEGORY, c.NEXT_TIME)
-_DAY_US = c.DAY_S * c.MICROS
 
 
-def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> EvaluationResult:
+@dataclass(frozen=True)
+class Choice:
+    """Which bundles are judged; by default the day's. Several: as one, by the mean of what `ensemble` names."""
+
+    bundles: tuple[str, ...] = ()
+    ensemble: str | None = None
+    against: str | None = None
+
+
+def evaluate(
+    settings: Settings, root: str, date: date, split: str = c.TEST, choice: Choice | None = None
+) -> EvaluationResult:
     """Judge the bundle of a day on one split of its training_sequences_v1; writes `evaluation/dt=D`.
 
     The valid split goes to `evaluation_valid/dt=D`, so that neither replaces the other.
 
     Raises:
         ContractError: the sequences are missing or torn.
-        ModelError: the bundle does not fit them, or a row leaks its label.
+        UsageError: the bundles of `choice` do not go together.
+        ModelError: a bundle does not fit the sequences, or a row leaks its label.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads: errors, not build notes
-    from model.predict import Predictor
-
-    spec, store = settings.evaluation, Store(root)
+    spec, store, choice = settings.evaluation, Store(root), choice or Choice()
     manifest = store.check(TRAINING_SEQUENCES, date, "jobs/sequences.py")
-    predictor = Predictor.load(store.path("bundle", date))
-    _check_trained_on(predictor.bundle, manifest, store.path("bundle", date))
-    vocabulary = predictor.bundle.vocabulary
-    n_ids = (len(vocabulary[c.KIND_ITEM]), len(vocabulary[c.KIND_CATEGORY]))
+    bundles = choice.bundles or (store.path("bundle", date),)
+    judged = load_judged(store, manifest, bundles, choice.ensemble, choice.against)
+    n_ids = judged.n_ids
 
     say(f"evaluate: reading split {split} and the training windows of {date}")
     held_out, n_users_in_split = read_split(store, manifest, split, TRAINING_SEQUENCES.schema.names, spec.max_users)
@@ -64,19 +66,20 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
         store, manifest, c.TRAIN, (*_WINDOW_COLUMNS, *_LABEL_COLUMNS), spec.max_train_users
     )
     rows, windows = rows_of(held_out), windows_of(train)
-    times = _check_times(manifest.counters, split, rows, windows, train[c.USER_ID].to_pylist())
+    say(audit(store, manifest, split, rows, train))
     protocol = SplitProtocol(
         date=str(date),
         split=split,
         protocol=manifest.counters["protocol"],
-        **times,
+        **_times_of(manifest.counters, split),
         n_users=len(rows.user_id),
         n_users_in_split=n_users_in_split,
         n_train_users=int(windows.user.max()) + 1,
         n_train_users_in_split=n_train_in_split,
     )
-    rankers: dict[str, Ranker] = fit_baselines(
-        events_of(windows, manifest.counters["gap_edges_s"], manifest.counters["new_session_gap"]),
+    trained = events_of(windows, manifest.counters["gap_edges_s"], manifest.counters["new_session_gap"])
+    baselines = fit_baselines(
+        trained,
         VocabularySizes(*n_ids),
         recent_days=spec.recent_days,
         markov_prior=spec.markov_prior,
@@ -85,14 +88,22 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
         knn_last_items=spec.knn_last_items,
         knn_idf=spec.knn_idf,
     )
-    rankers[MODEL] = _AsScored(predictor, settings.scoring.anchor_events)
-    truths, notes = truths_of(store, rows, protocol, vocabulary)
-    sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in rankers.items()} | truths
+    truths, notes = truths_of(store, rows, protocol, judged.vocabulary)
+    sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in baselines.items()}
+    choices: dict[str, dict[str, FirstChoices]] = {}
+    for name, ranker in judged.rankers.items():
+        as_scored = scores_of(_AsScored(ranker, settings.scoring.anchor_events), rows)
+        sources[name], choices[name] = observed(as_scored, rows.next_item, rows.next_category)
+    sources |= truths
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
     evaluation = evaluate_rankings(rows, protocol, sources, n_ids, spec, model=MODEL)
-    inputs = {f"{TRAINING_SEQUENCES.name}/{date}": manifest.hash, "bundle": predictor.model_version}
-    path = store.path(_TABLES[split], date)
-    result = EvaluationResult(evaluation, protocol, spec.ks, predictor.model_version, notes, path)
+    probable = {name: found for name, found in choices.items() if name != MODEL or choice.ensemble != RANKS}
+    details = details_of(evaluation, rows, trained, n_ids, probable, spec)
+    inputs = {f"{TRAINING_SEQUENCES.name}/{date}": manifest.hash, "bundle": judged.versions[MODEL]}
+    inputs |= {name: version for name, version in judged.versions.items() if name != MODEL}
+    path = store.path(TABLES[split], date)
+    notes = (*notes, *calibration_notes(details))
+    result = EvaluationResult(evaluation, protocol, spec.ks, judged.versions, notes, path, details)
     _write(store, result, inputs, config_hash(spec))
     return result
 
@@ -110,30 +121,9 @@ class _AsScored:
         return self.predictor.probabilities(read, n_events, next_gap)
 
 
-def _check_trained_on(bundle: Any, manifest: Manifest, where: str) -> None:
-    """Refuse a bundle of other sequences: other ids, or other cutoffs, with these labels among its training events."""
-    bundle.check_sequences(manifest.counters)
-    if bundle.data_hash != manifest.hash:
-        raise ModelError(
-            f"Model {bundle.model_version} in {where} was trained on {TRAINING_SEQUENCES.name} with manifest hash "
-            f"{bundle.data_hash}, those of {manifest.dt} have {manifest.hash}: its training events may hold the labels "
-            f"to be predicted. Train on these sequences first (jobs.train --date {manifest.dt})."
-        )
-
-
-def _check_times(
-    counters: Mapping[str, Any], split: str, rows: EvaluationRows, windows: Windows, train_users: Sequence[str]
-) -> dict[str, Any]:
-    """Refuse leaking rows of both splits; returns the times that the protocol states."""
-    train_before_us = cutoff_us = None
-    embargo_us = 0
-    if counters["protocol"] == c.GLOBAL_TIME:
-        train_before_us = micros(counters["valid_cutoff"])
-        cutoff_us = micros(counters[f"{split}_cutoff"])
-        embargo_us = int(counters["embargo_days"]) * _DAY_US
-    check_no_leak(rows.user_id, rows.last_time_us, rows.next_time_us, split, cutoff_us, embargo_us)
-    check_no_leak(train_users, windows.last_time_us, windows.next_time_us, c.TRAIN, train_before_us)
-    if cutoff_us is None:
+def _times_of(counters: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The times that the protocol states."""
+    if counters["protocol"] != c.GLOBAL_TIME:
         return {"train_before": None, "cutoff": None, "embargo_days": None}
     return {
         "train_before": counters["valid_cutoff"],
@@ -143,62 +133,75 @@ def _check_times(
 
 
 def _write(store: Store, result: EvaluationResult, inputs: Mapping[str, str], hashed: str) -> None:
-    """Stage all files, swap them in, write the manifest last."""
-    table, date = _TABLES[result.split.split], result.split.date
-    staged = store.staging(table, date)
-    store.fs.makedirs(staged, exist_ok=True)
-    lines = (json.dumps(_json_row(row, result.model_version)) for row in result.evaluation.rows)
+    shared = {name: value for name, value in asdict(result.split).items() if name != "n_users"}
+    records = [_json_row(row, result.versions) for row in result.evaluation.rows]
+    records += detail_records(result.details, shared, result.versions)
     summary = {
         "protocol": asdict(result.split),
         "model_version": result.model_version,
-        "headlines": [headline(result, target) for target in TARGETS],
+        "headlines": list(result.headlines),
         "comparisons": [pair._asdict() for pair in result.evaluation.comparisons],
+        "against": [test._asdict() for test in result.details.tests],
         "notes": list(result.notes),
     }
-    contents = {
-        "metrics.jsonl": "".join(f"{line}\n" for line in lines),
-        "summary.json": json.dumps(summary, indent=1) + "\n",
-    }
-    for name, text in contents.items():
-        with store.fs.open(f"{staged}/{name}", "w") as file:
-            file.write(text)
     names = [f.name for f in fields(MetricRow)]
-    manifest = Manifest(
-        table=table,
-        dt=date,
-        schema_hash=hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16],
-        rows=len(result.evaluation.rows),
-        row_groups=0,
-        min_time=None,
-        max_time=None,
-        counters={"users": result.split.n_users},
-        inputs=inputs,
-        config_hash=hashed,
-        code_version=code_version(),
-        files=tuple({"path": name, "bytes": len(text.encode())} for name, text in contents.items()),
+    counters = {"users": result.split.n_users}
+    write_evaluation(
+        store, TABLES[result.split.split], result.split.date, records, summary, names, counters, inputs, hashed
     )
-    if store.fs.exists(f"{result.path}/{MANIFEST}"):
-        store.fs.rm(f"{result.path}/{MANIFEST}")
-    if store.fs.exists(result.path):
-        store.fs.rm(result.path, recursive=True)
-    store.fs.mv(staged, result.path, recursive=True)
-    store.write_json(f"{result.path}/{MANIFEST}", asdict(manifest))
 
 
-def _json_row(row: MetricRow, model_version: str) -> dict[str, Any]:
-    return asdict(row) | {"model_version": model_version if row.model == MODEL else None}
+def _json_row(row: MetricRow, versions: Mapping[str, str]) -> dict[str, Any]:
+    return asdict(row) | {"model_version": versions.get(row.model)}
+
+
+def _cross_validate(settings: Settings, arguments: argparse.Namespace, choice: Choice) -> None:
+    from jobs import folds  # here: it builds on this module
+    from jobs.spark import spark_session
+
+    if choice != Choice() or arguments.cohorts:
+        raise UsageError("--folds trains the bundles it judges: drop --bundle, --ensemble, --against and --cohorts.")
+    overlays = arguments.conf, arguments.set
+    result = folds.cross_validate(
+        settings,
+        arguments.root,
+        arguments.date,
+        arguments.split,
+        arguments.folds,
+        lambda: spark_session("evaluate"),
+        overlays,
+    )
+    print(folds.folds_text(result, arguments.markdown))
+    say(f"evaluate: wrote {result.path}")
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
     parser = stage_parser("evaluate", "Judge a bundle on held-out events, beside simple baselines.")
     parser.add_argument("--split", choices=(c.TEST, c.VALID), default=c.TEST, help="rows to judge (default: test)")
+    parser.add_argument(
+        "--bundle", action="append", default=[], metavar="DIR", help="bundle to judge (default: ROOT/bundle/dt=DATE)"
+    )
+    parser.add_argument(
+        "--ensemble", choices=ENSEMBLES, help="judge several --bundle as one: by their mean probabilities, or ranks"
+    )
+    parser.add_argument("--against", metavar="DIR", help="a second bundle on the same rows, with paired tests")
+    parser.add_argument(
+        "--folds", type=int, metavar="N", help="train and judge N models, their cutoffs moved back by test_days each"
+    )
+    parser.add_argument("--cohorts", action="store_true", help="print the metrics of groups of users, too")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
     def work(arguments: argparse.Namespace) -> None:
         settings = load_settings(arguments.conf, arguments.set)
-        result = evaluate(settings, arguments.root, arguments.date, arguments.split)
+        choice = Choice(tuple(arguments.bundle), arguments.ensemble, arguments.against)
+        if arguments.folds is not None:
+            _cross_validate(settings, arguments, choice)
+            return
+        result = evaluate(settings, arguments.root, arguments.date, arguments.split, choice)
         print(format_table(result, arguments.markdown))
+        for text in detail_texts(result, arguments.cohorts, arguments.markdown):
+            print(f"\n{text}")
         say(f"evaluate: wrote {result.path}")
 
     return run_job(work, parser, argv)

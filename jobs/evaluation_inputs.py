@@ -25,15 +25,15 @@ def read_split(
     store: Store, manifest: Manifest, split: str, columns: Sequence[str], max_users: int
 ) -> tuple[pa.Table, int]:
     """Rows of a split, ordered by user and window, and its number of users; at most max_users, chosen by hash."""
-    folder = store.path(TRAINING_SEQUENCES.name, manifest.dt)
-    paths = [f"{folder}/{file['path']}" for file in manifest.files if file["path"].startswith(f"{c.SPLIT}={split}/")]
+    paths = files_of(store, manifest, split)
     if not paths:
+        folder = store.path(TRAINING_SEQUENCES.name, manifest.dt)
         raise ModelError(
             f"{folder}: split {split} has no rows, so there is nothing to judge. Write the sequences of {manifest.dt} "
             "again with cutoffs that have events on both sides (sequences.split in the configuration)."
         )
     wanted = [name for name in columns if name != c.SPLIT]
-    users = _read_files(store, paths, [c.USER_ID])[c.USER_ID].unique()
+    users = read_files(store, paths, [c.USER_ID])[c.USER_ID].unique()
     kept = users
     if len(users) > max_users:
         hashes = [hashlib.blake2b(user.encode(), digest_size=8).digest() for user in users.to_pylist()]
@@ -41,10 +41,26 @@ def read_split(
         kept = users.take(pa.array(chosen))
     tables = []
     for path in paths:
-        table = _read_files(store, [path], wanted)
+        table = read_files(store, [path], wanted)
         tables.append(table if kept is users else table.filter(pc.is_in(table[c.USER_ID], value_set=kept)))
     order = [(c.USER_ID, "ascending"), (c.WINDOW, "ascending")]
     return pa.concat_tables(tables).sort_by(order).combine_chunks(), len(users)
+
+
+def rows_of_users(
+    store: Store, manifest: Manifest, split: str, columns: Sequence[str], users: Sequence[str]
+) -> pa.Table:
+    """The rows of a split that belong to the given users; a table without rows where they have none."""
+    wanted = pa.array(users, pa.string())
+    tables = [read_files(store, [path], columns) for path in files_of(store, manifest, split)]
+    kept = [table.filter(pc.is_in(table[c.USER_ID], value_set=wanted)) for table in tables]
+    return pa.concat_tables(kept).combine_chunks() if kept else pa.table({name: [] for name in columns})
+
+
+def files_of(store: Store, manifest: Manifest, split: str) -> list[str]:
+    """Paths of a split's files."""
+    folder = store.path(TRAINING_SEQUENCES.name, manifest.dt)
+    return [f"{folder}/{file['path']}" for file in manifest.files if file["path"].startswith(f"{c.SPLIT}={split}/")]
 
 
 def truths_of(
@@ -63,10 +79,10 @@ def truths_of(
         folder = store.path(SIMULATED_TRUTH.name, day)
         tables = []
         for file in manifest.files:
-            table = _read_files(store, [f"{folder}/{file['path']}"])
+            table = read_files(store, [f"{folder}/{file['path']}"])
             tables.append(table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(rows.user_id))))
         truth = pa.concat_tables(tables).combine_chunks()
-        if truth.num_rows and (_times(truth, c.AS_OF) == cutoff_us).all():
+        if truth.num_rows and (times_of(truth, c.AS_OF) == cutoff_us).all():
             return _truth_sources(truth, rows, vocabulary)
     return {}, (f"No oracle row: no partition of {SIMULATED_TRUTH.name} is as of the cutoff {protocol.cutoff}.",)
 
@@ -75,16 +91,18 @@ def rows_of(table: pa.Table) -> EvaluationRows:
     """Rows of a held-out split as arrays."""
     return EvaluationRows(
         user_id=tuple(table[c.USER_ID].to_pylist()),
-        channels=_channels(table, c.CHANNELS),
-        length=_ints(table, c.LENGTH),
-        next_gap=_ints(table, c.NEXT_GAP),
-        last_time_us=_times(table, c.LAST_TIME),
-        next_time_us=_times(table, c.NEXT_TIME),
-        next_item=_ints(table, c.NEXT_ITEM),
-        next_category=_ints(table, c.NEXT_CATEGORY),
-        label_items=_ragged(table, c.LABEL_ITEMS),
-        label_categories=_ragged(table, c.LABEL_CATEGORIES),
-        seen_items=_ragged(table, c.SEEN_ITEMS),
+        channels=channels_of(table, c.CHANNELS),
+        length=ints_of(table, c.LENGTH),
+        next_gap=ints_of(table, c.NEXT_GAP),
+        last_time_us=times_of(table, c.LAST_TIME),
+        next_time_us=times_of(table, c.NEXT_TIME),
+        next_item=ints_of(table, c.NEXT_ITEM),
+        next_category=ints_of(table, c.NEXT_CATEGORY),
+        label_items=ragged_of(table, c.LABEL_ITEMS),
+        label_categories=ragged_of(table, c.LABEL_CATEGORIES),
+        label_actions=ragged_of(table, c.LABEL_ACTIONS),
+        label_times_us=_ragged_times(table, c.LABEL_TIMES),
+        seen_items=ragged_of(table, c.SEEN_ITEMS),
     )
 
 
@@ -93,14 +111,14 @@ def windows_of(table: pa.Table) -> Windows:
     users = _one_chunk(table[c.USER_ID]).dictionary_encode()
     return Windows(
         user=users.indices.to_numpy().astype(np.int64),
-        window=_ints(table, c.WINDOW),
-        channels=_channels(table, (c.ITEM, c.CATEGORY, c.GAP)),
-        length=_ints(table, c.LENGTH),
-        next_gap=_ints(table, c.NEXT_GAP),
-        next_item=_ints(table, c.NEXT_ITEM),
-        next_category=_ints(table, c.NEXT_CATEGORY),
-        last_time_us=_times(table, c.LAST_TIME),
-        next_time_us=_times(table, c.NEXT_TIME),
+        window=ints_of(table, c.WINDOW),
+        channels=channels_of(table, (c.ITEM, c.CATEGORY, c.GAP)),
+        length=ints_of(table, c.LENGTH),
+        next_gap=ints_of(table, c.NEXT_GAP),
+        next_item=ints_of(table, c.NEXT_ITEM),
+        next_category=ints_of(table, c.NEXT_CATEGORY),
+        last_time_us=times_of(table, c.LAST_TIME),
+        next_time_us=times_of(table, c.NEXT_TIME),
     )
 
 
@@ -134,7 +152,8 @@ def _truth_sources(
     return sources, (note,)
 
 
-def _read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+def read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of Parquet files, in the order of the paths; `columns`: only these."""
     tables = []
     for path in paths:
         with store.fs.open(path, "rb") as file:
@@ -142,22 +161,34 @@ def _read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | Non
     return pa.concat_tables(tables)
 
 
-def _channels(table: pa.Table, names: Sequence[str]) -> dict[str, Ints]:
+def channels_of(table: pa.Table, names: Sequence[str]) -> dict[str, Ints]:
+    """Columns of fixed-length lists, [B, L] each."""
     return {name: _one_chunk(table[name]).flatten().to_numpy().reshape(table.num_rows, -1) for name in names}
 
 
-def _ints(table: pa.Table, name: str) -> Ints:
+def ints_of(table: pa.Table, name: str) -> Ints:
+    """An integer column, [B]."""
     return np.asarray(table[name].to_numpy(), dtype=np.int32)
 
 
-def _times(table: pa.Table, name: str) -> Longs:
+def times_of(table: pa.Table, name: str) -> Longs:
+    """A column of times in microseconds since 1970, [B]."""
     return np.asarray(table[name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy())
 
 
-def _ragged(table: pa.Table, name: str) -> Ragged:
+def ragged_of(table: pa.Table, name: str) -> Ragged:
+    """A column of lists of any length."""
     column = _one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     return Ragged(column.flatten().to_numpy(), offsets - offsets[0])
+
+
+def _ragged_times(table: pa.Table, name: str) -> Ragged:
+    """Lists of times as microseconds since 1970."""
+    column = _one_chunk(table[name])
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    times = column.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    return Ragged(times.to_numpy(), offsets - offsets[0])
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from features import columns as c
+from jobs.evaluation_details import Details, main_k
 from jobs.evaluation_inputs import ORACLE, TRUTHS
+from jobs.evaluation_models import AGAINST, MODEL
 from model.evaluation import (
     ACCURACY,
     CATEGORY_TARGET,
@@ -22,7 +24,6 @@ from model.evaluation import (
 )
 from model.metrics import F1, HR, MRR, NDCG, PRECISION, RECALL
 
-MODEL = "model"
 _TEXT_WIDTH = 110
 
 
@@ -33,9 +34,20 @@ class EvaluationResult:
     evaluation: Evaluation
     split: SplitProtocol
     ks: tuple[int, ...]
-    model_version: str
+    versions: Mapping[str, str]  # of the rows of bundles
     notes: tuple[str, ...]
     path: str
+    details: Details
+
+    @property
+    def model_version(self) -> str:
+        """Of the row that is judged."""
+        return self.versions[MODEL]
+
+    @property
+    def headlines(self) -> tuple[dict[str, Any], ...]:
+        """The headline of each target."""
+        return tuple(headline(self, target) for target in TARGETS)
 
 
 def format_table(result: EvaluationResult, markdown: bool = False) -> str:
@@ -43,19 +55,21 @@ def format_table(result: EvaluationResult, markdown: bool = False) -> str:
     parts = [_wrapped(_protocol_text(result), markdown)]
     for target in TARGETS:
         rows = [row for row in result.evaluation.rows if row.target == target]
-        title = f"Next {target}, {rows[0].candidates:,} candidates"
+        heading = f"Next {target}, {rows[0].candidates:,} candidates"
         if rows[0].n_label_unknown or rows[0].n_label_removed:
-            title += f" (misses by rule: {rows[0].n_label_unknown} unknown labels, {rows[0].n_label_removed} seen ones)"
-        parts.append(f"{title}\n\n{_render(_cells(rows, target, result.ks, markdown), markdown)}")
+            heading += (
+                f" (misses by rule: {rows[0].n_label_unknown} unknown labels, {rows[0].n_label_removed} seen ones)"
+            )
+        parts.append(f"{heading}\n\n{render(_cells(rows, target, result.ks, markdown), markdown)}")
         parts.append(_headline_text(headline(result, target)))
     return "\n\n".join([*parts, *(_wrapped(note, markdown) for note in result.notes)])
 
 
 def headline(result: EvaluationResult, target: str) -> dict[str, Any]:
     """The model against the best baseline by NDCG, with the paired interval, and against the oracle if there is one."""
-    k = _main_k(result.ks)
+    k = main_k(result.ks)
     value = {r.model: r.value for r in result.evaluation.rows if (r.target, r.metric, r.k) == (target, NDCG, k)}
-    best = max((name for name in value if name not in (MODEL, *TRUTHS)), key=lambda name: value[name])
+    best = max((name for name in value if name not in (MODEL, AGAINST, *TRUTHS)), key=lambda name: value[name])
     pair: Comparison = next(
         x for x in result.evaluation.comparisons if (x.target, x.metric, x.k, x.second) == (target, NDCG, k, best)
     )
@@ -102,14 +116,12 @@ def _seen(result: EvaluationResult) -> str:
 
 def _cells(rows: list[MetricRow], target: str, ks: Sequence[int], markdown: bool) -> list[list[str]]:
     """Header and one line for each model; the best NDCG among those that see no truth is marked."""
-    k, deep = _main_k(ks), max(ks)
-    columns = [(NDCG, k), (HR, k), (RECALL, k), (PRECISION, k), (F1, k), (MRR, deep)]
-    columns += [(ACCURACY, 1), (MACRO_F1, 1)] if target == CATEGORY_TARGET else [(HR, 1), (COVERAGE, k)]
+    k, columns = main_k(ks), columns_shown(target, ks)
     value = {(row.model, row.metric, row.k): row for row in rows}
     shown = [(metric, at) for metric, at in columns if (rows[0].model, metric, at) in value]
     models = list(dict.fromkeys(row.model for row in rows))
     best = max((name for name in models if name not in TRUTHS), key=lambda name: value[name, NDCG, k].value)
-    header = [_title(metric, at) for metric, at in shown]
+    header = [title(metric, at) for metric, at in shown]
     lines = [["", *header]]
     for name in models:
         row = value[name, *shown[0]]
@@ -120,13 +132,22 @@ def _cells(rows: list[MetricRow], target: str, ks: Sequence[int], markdown: bool
     return lines
 
 
-def _title(metric: str, k: int) -> str:
+def columns_shown(target: str, ks: Sequence[int]) -> list[tuple[str, int]]:
+    """Metric and K of each column, the one that rows are judged by first."""
+    k, deep = main_k(ks), max(ks)
+    columns = [(NDCG, k), (HR, k), (RECALL, k), (PRECISION, k), (F1, k), (MRR, deep)]
+    return columns + ([(ACCURACY, 1), (MACRO_F1, 1)] if target == CATEGORY_TARGET else [(HR, 1), (COVERAGE, k)])
+
+
+def title(metric: str, k: int) -> str:
+    """Head of a column."""
     names = {ACCURACY: "accuracy", MACRO_F1: "macro-F1", COVERAGE: f"coverage@{k}"}
     short = {RECALL: "Recall", PRECISION: "Precision"}
     return names.get(metric, f"{short.get(metric, metric.upper())}@{k}")
 
 
-def _render(lines: list[list[str]], markdown: bool) -> str:
+def render(lines: list[list[str]], markdown: bool) -> str:
+    """Lines of cells as aligned columns, the first line their heads; the first column to the left."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = [
         [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
@@ -150,8 +171,3 @@ def _headline_text(said: Mapping[str, Any]) -> str:
     if said.get("share_of_gap") is not None:
         text += f"; share of the way from there to the oracle: {said['share_of_gap']:.0%}"
     return f"{text}."
-
-
-def _main_k(ks: Sequence[int]) -> int:
-    """The cut-off that the table shows: 10, or the greatest one there is."""
-    return 10 if 10 in ks else max(ks)

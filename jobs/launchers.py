@@ -58,6 +58,8 @@ def _start(arguments: argparse.Namespace) -> None:
     launcher, ranks, hosts, min_ranks = arguments.launcher, arguments.ranks, arguments.hosts, arguments.min_ranks
     if arguments.elastic:
         raise UsageError("--elastic is for a rank that horovodrun starts; with --launcher horovodrun give --min-ranks.")
+    if arguments.into is not None:
+        raise UsageError(f"--into is for a training without a launcher; drop --launcher {launcher} or --into.")
     if ranks is None or ranks < 1:
         raise UsageError(f"--launcher {launcher} needs --ranks, a number from 1; given: {ranks}.")
     if launcher == HOROVODRUN:

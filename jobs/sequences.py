@@ -12,7 +12,8 @@ from pyspark.sql import SparkSession
 from features import columns as c
 from features.contracts import SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, ContractError, conform
 from features.partitions import partitions_for
-from features.sequences import SCORE, cutoffs_for, encode_events, user_windows
+from features.sequences import SCORE, cutoffs_for, encode_events, moved_back, user_windows
+from features.window_rows import Cutoffs
 from jobs import histories
 from jobs.cli import run_job, say, stage_parser
 from jobs.history import events_until
@@ -24,15 +25,20 @@ from jobs.store import Lineage, Manifest, Store
 _EVENT_GROWTH = 4  # an encoded event in memory against its compressed bytes in sessions_v1
 
 
-def build_sequences(spark: SparkSession, settings: Settings, root: str, date: date) -> tuple[Manifest, Manifest]:
+def build_sequences(
+    spark: SparkSession, settings: Settings, root: str, date: date, into: str | None = None, back_days: int = 0
+) -> tuple[Manifest, Manifest]:
     """Write sequences_v1 and training_sequences_v1 of a day; returns their manifests.
+
+    into: another root to write them to. back_days: how far before the day's own cutoffs these lie; nothing of the days
+    after them is used but for the vocabulary.
 
     Raises:
         ContractError: an input is missing, or a split is empty or breaks the cutoff.
     """
     spec, gap_s = settings.sequences, settings.sessions.gap_s
-    store = Store(root)
-    cutoffs = cutoffs_for(spec, date)
+    store, out = Store(root), Store(into or root)
+    cutoffs = moved_back(cutoffs_for(spec, date), back_days)
     events, inputs, n_bytes = events_until(spark, store, date)
     vocabulary = store.read(spark, VOCABULARY, date, "jobs/vocabulary.py")
     inputs[f"{VOCABULARY.name}/{date}"] = store.manifest(VOCABULARY.name, date, "jobs/vocabulary.py").hash
@@ -41,11 +47,11 @@ def build_sequences(spark: SparkSession, settings: Settings, root: str, date: da
     encoded = encode_events(events, vocabulary, before=_instant(cutoffs.end_us))
     windows = user_windows(encoded, spec, cutoffs, n_partitions)
 
-    staged = store.staging(TRAINING_SEQUENCES.name, f"{date}-windows")
+    staged = out.staging(TRAINING_SEQUENCES.name, f"{date}-windows")
     windows.write.partitionBy(c.SPLIT).parquet(staged)
-    packed = store.staging(TRAINING_SEQUENCES.name, date)
-    splits = {split: pack_split(spark, store, staged, packed, split, spec) for split in c.SPLITS}
-    _check_splits(splits, settings, date)
+    packed = out.staging(TRAINING_SEQUENCES.name, date)
+    splits = {split: pack_split(spark, out, staged, packed, split, spec) for split in c.SPLITS}
+    _check_splits(splits, settings, date, cutoffs)
     coding: dict[str, Any] = spec.coding(gap_s)
     counters = {
         **coding,
@@ -55,22 +61,22 @@ def build_sequences(spark: SparkSession, settings: Settings, root: str, date: da
         "test_cutoff": _iso(cutoffs.test_us),
         "embargo_days": spec.split.embargo_days,
         "world_sizes": list(spec.world_sizes),
+        "horizons_days": list(spec.horizons_days),
+        "ahead_events": spec.ahead_events,
     }
     hashed = config_hash(spec, settings.sessions)
     scoring = spark.read.schema(TRAINING_SEQUENCES.schema).parquet(f"{staged}/{c.SPLIT}={SCORE}")
-    sequences = store.write(
+    sequences = out.write(
         conform(scoring, SEQUENCES), SEQUENCES, date, Lineage(inputs, hashed, coding), time_column=c.LAST_TIME
     )
-    training = store.publish(
-        TRAINING_SEQUENCES, date, packed, Lineage(inputs, hashed, counters), time_column=c.LAST_TIME
-    )
-    store.fs.rm(staged, recursive=True)
+    training = out.publish(TRAINING_SEQUENCES, date, packed, Lineage(inputs, hashed, counters), time_column=c.LAST_TIME)
+    out.fs.rm(staged, recursive=True)
     return sequences, training
 
 
-def _check_splits(splits: dict[str, SplitSummary], settings: Settings, date: date) -> None:
+def _check_splits(splits: dict[str, SplitSummary], settings: Settings, date: date, cutoffs: Cutoffs) -> None:
     """No split empty; under global_time every input lies before its cutoff and every label at or after it."""
-    split_spec, cutoffs = settings.sequences.split, cutoffs_for(settings.sequences, date)
+    split_spec = settings.sequences.split
     for name, found in splits.items():
         if found.rows == 0:
             raise ContractError(

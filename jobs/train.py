@@ -24,22 +24,29 @@ from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.store import Manifest, Store, code_version
 from jobs.watching import Watch
 from model.spec import Sizes, TrainingSpec
+from model.watch import Watcher
 
 if TYPE_CHECKING:  # TensorFlow is loaded by the ranks, not by what starts them
     from model.training import Outcome, Task
 
-BUNDLE = "bundle"
+BUNDLE, CHECKPOINTS = "bundle", "_checkpoints"
 _SEQUENCES_JOB = "jobs.sequences"
 
 
 def train(
-    load: Callable[[], Settings], root: str, date: date, fresh: bool = False, elastic: bool = False
+    load: Callable[[], Settings],
+    root: str,
+    date: date,
+    fresh: bool = False,
+    elastic: bool = False,
+    into: str | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> str | None:
     """Train on training_sequences_v1 of a day and write `bundle/dt=D`. Goes on from an interrupted training of it.
 
     Under a launcher this is one rank; rank 0 alone writes, speaks, and returns the version of the model. `load` reads
     the configuration, on every rank. `fresh`: forget earlier checkpoints. `elastic`: go on when one of the ranks is
-    lost or added.
+    lost or added. `into`: another root for bundle, checkpoints and curves. `watchers`: who else looks on.
 
     Raises:
         UsageError: the configuration is wrong, or elastic ranks were not started as such.
@@ -59,16 +66,17 @@ def train(
 
     started = time.monotonic()
     ranks = workers.connect_workers(_training_spec(load), elastic)
-    store = Store(root)
+    store, out = Store(root), Store(into or root)
 
     def prepared() -> tuple[_Day, int, Watch | None]:
         settings = load()
         day, threads = _day(settings, store, date), workers.use_threads(settings.training.threads)
-        return day, threads, Watch(settings, store, str(date), threads) if elastic or ranks.rank == 0 else None
+        shown = elastic or ranks.rank == 0
+        return day, threads, Watch(settings, out, str(date), threads, watchers) if shown else None
 
     # Ranks that are added to elastic ones cannot meet them before the training itself.
     day, threads, watch = prepared() if elastic else workers.together(ranks, prepared)
-    checkpoints = Checkpoints(f"{store.root}/_checkpoints/dt={date}", day.settings.training.checkpoints_kept)
+    checkpoints = Checkpoints(f"{out.root}/{CHECKPOINTS}/dt={date}", day.settings.training.checkpoints_kept)
 
     def tell(message: str) -> None:
         if watch and ranks.rank == 0:  # asked anew each time: elastic ranks change places
@@ -85,7 +93,7 @@ def train(
         outcome = training.train(day.task, ranks, checkpoints, tell, watch.watcher if watch else None)
         if watch and ranks.rank == 0:
             figures = {"ranks": ranks.size, "seconds": round(time.monotonic() - started, 1)}
-            version, closing = _write_bundle(store.path(BUNDLE, date), day, outcome, figures)
+            version, closing = _write_bundle(out.path(BUNDLE, date), day, outcome, figures)
             tell(watch.finish(version, outcome.best_epoch, len(outcome.history), figures["seconds"]))
             tell(closing)
             return version
@@ -187,6 +195,8 @@ def _task(
         length=coding["length"],
         gap_codes=c.FIRST_GAP + len(coding["gap_edges_s"]) + 1,
         new_session_gap=coding["new_session_gap"],
+        session_gap_s=coding["gap_edges_s"][coding["new_session_gap"] - c.FIRST_GAP - 1],
+        horizons_days=coding["horizons_days"],
     )
     facts = {
         "configuration": config_hash(settings.network, settings.training),
@@ -231,6 +241,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--elastic", action="store_true", help="go on when a rank is lost or added; needs horovodrun --min-np"
     )
+    parser.add_argument(
+        "--into",
+        metavar="DIR",
+        help="another root for the bundle: DIR/bundle/dt=DATE; without a launcher",
+    )
     launchers.add_arguments(parser)
     if parser.parse_args(argv).launcher != launchers.NONE:
         return launchers.run(parser, argv)
@@ -238,7 +253,7 @@ def main(argv: Sequence[str]) -> int:
     def work(arguments: argparse.Namespace) -> None:
         launchers.check_none(arguments)
         settings = partial(load_settings, arguments.conf, arguments.set)
-        train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic)
+        train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic, arguments.into)
 
     return run_rank(work, parser, argv)
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.cli import say
@@ -21,14 +21,16 @@ _SPEED = "speed.json"
 class Watch:
     """All that watches one training on rank 0. `tell` prints a line beside the progress bar."""
 
-    def __init__(self, settings: Settings, store: Store, day: str, threads: int) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, day: str, threads: int, further: Sequence[Watcher] = ()
+    ) -> None:
         """Raises UsageError if tracking can't start."""
         from model.curves import HistoryFile, TensorBoardFiles  # here: TensorFlow is loaded by the ranks alone
 
         self._store, self._folder, self._threads = store, f"{store.root}/{FOLDER}/dt={day}", threads
         progress, self.tell = _progress()
         self._summary = Summary()
-        watchers: list[Watcher] = [progress, self._summary, HistoryFile(self._folder)]
+        watchers: list[Watcher] = [progress, self._summary, HistoryFile(self._folder), *further]
         if settings.tracking.tensorboard_steps:
             watchers.append(TensorBoardFiles(self._folder, settings.tracking.tensorboard_steps))
         if settings.tracking.mlflow_uri:

@@ -3,15 +3,14 @@
 B rows (users), L time, V ids of a vocabulary, K cut-offs, M metrics, R bootstrap replicates.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from features.columns import FIRST_ID, OOV, PAD, TRAIN
+from features.columns import FIRST_ID, OOV, PAD
 from model.errors import ModelError
 from model.metrics import (
     HR,
@@ -55,6 +54,10 @@ class EvaluationSpec(BaseModel):
     max_users: int = Field(gt=0)
     max_train_users: int = Field(gt=0)
     n_bootstrap: int = Field(ge=100)
+    n_permutations: int = Field(ge=100)
+    calibration_bins: int = Field(ge=1)
+    history_edges: tuple[int, ...]
+    popularity_shares: tuple[float, float]
     seed: int = Field(ge=0)
     block_cells: int = Field(ge=1000)
     recent_days: float = Field(gt=0)
@@ -70,6 +73,20 @@ class EvaluationSpec(BaseModel):
         if list(ks) != sorted(set(ks)) or ks[0] < 1:
             raise ValueError("expected distinct cut-offs from 1 on, rising, for example [1, 5, 10, 20]")
         return ks
+
+    @field_validator("history_edges")
+    @classmethod
+    def _rising_edges(cls, edges: tuple[int, ...]) -> tuple[int, ...]:
+        if list(edges) != sorted(set(edges)) or (edges and edges[0] < 1):
+            raise ValueError("expected numbers of events from 1 on, rising, for example [5, 20], or [] (quartiles)")
+        return edges
+
+    @field_validator("popularity_shares")
+    @classmethod
+    def _rising_shares(cls, shares: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < shares[0] < shares[1] < 1:
+            raise ValueError("expected two shares between 0 and 1, rising, for example [0.5, 0.8]")
+        return shares
 
 
 class Ranker(Protocol):
@@ -93,6 +110,8 @@ class EvaluationRows:
     next_category: Ints  # [B]
     label_items: Ragged
     label_categories: Ragged
+    label_actions: Ragged
+    label_times_us: Ragged
     seen_items: Ragged
 
 
@@ -152,11 +171,13 @@ class Comparison(NamedTuple):
     high: float
 
 
-class Evaluation(NamedTuple):
+@dataclass(frozen=True)
+class Evaluation:
     """All rows of one table, ordered by target, model, metric and k, and differences from the model's row."""
 
     rows: tuple[MetricRow, ...]
     comparisons: tuple[Comparison, ...]
+    per_user: Mapping[str, Mapping[str, Floats]] = field(compare=False)  # target → source → [B, len(ks), USER_METRICS]
 
 
 class _Target(NamedTuple):
@@ -209,7 +230,11 @@ def evaluate_rankings(
             table += _table_rows(name, target, result, replicates[:, number], split, spec)
         if model is not None:
             comparisons += _compare(list(sources), target.name, per_user, replicates, model, spec.ks)
-    return Evaluation(tuple(table), tuple(comparisons))
+    values = {
+        target.name: {name: result[position].per_user for name, result in results.items()}
+        for position, target in enumerate(targets)
+    }
+    return Evaluation(tuple(table), tuple(comparisons), values)
 
 
 def scores_of(ranker: Ranker, rows: EvaluationRows) -> ScoreBlock:
@@ -238,44 +263,6 @@ def stored_scores(
         return scores
 
     return lambda start, stop: (dense(items, n_ids[0], start, stop), dense(categories, n_ids[1], start, stop))
-
-
-def check_no_leak(
-    user_id: Sequence[str],
-    last_time_us: Longs,
-    next_time_us: Longs,
-    split: str,
-    cutoff_us: int | None,
-    embargo_us: int = 0,
-) -> None:
-    """Refuse rows whose inputs reach past their labels, or past the cutoff.
-
-    last_time ≤ next_time always. With a cutoff (global time), valid and test rows also keep last_time < cutoff and
-    cutoff + embargo ≤ next_time; train rows keep next_time < cutoff, the end of training.
-
-    Raises:
-        ModelError: names the first such user and the times.
-    """
-    problems = [(last_time_us > next_time_us, "the last input event is later than the label")]
-    if cutoff_us is not None and split == TRAIN:
-        problems.append((next_time_us >= cutoff_us, "a training event is not before the end of training"))
-    elif cutoff_us is not None:
-        problems.append((last_time_us >= cutoff_us, "an input event is not before the cutoff"))
-        problems.append((next_time_us < cutoff_us + embargo_us, "the label is before the cutoff and its embargo"))
-    for wrong, what in problems:
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            cutoff = "none" if cutoff_us is None else utc_text(cutoff_us)
-            raise ModelError(
-                f"Leak in split {split}, user {user_id[row]}: {what}. last_time "
-                f"{utc_text(int(last_time_us[row]))}, next_time {utc_text(int(next_time_us[row]))}, cutoff {cutoff}; "
-                f"{int(wrong.sum())} rows of {len(wrong)}. Write the sequences again with jobs.sequences."
-            )
-
-
-def utc_text(time_us: int) -> str:
-    """A time in microseconds as ISO 8601, UTC."""
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=time_us)).isoformat()
 
 
 def _targets(rows: EvaluationRows, n_ids: tuple[int, int], seen_items: str) -> tuple[_Target, _Target]:

@@ -16,7 +16,8 @@ from features import columns as c
 from features.columns import CATEGORY, GAP, ITEM, MICROS, OOV
 from features.contracts import SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
 from features.sequences import ENCODED_EVENT
-from features.windows import Cutoffs, build_partition
+from features.window_rows import Cutoffs
+from features.windows import build_partition
 from jobs.evaluate import evaluate
 from jobs.evaluation_table import format_table, headline
 from jobs.settings import Settings
@@ -27,7 +28,6 @@ from model.evaluation import (
     EvaluationRows,
     EvaluationSpec,
     SplitProtocol,
-    check_no_leak,
     evaluate_rankings,
     scores_of,
     stored_scores,
@@ -41,6 +41,10 @@ SPEC = EvaluationSpec(
     max_users=100,
     max_train_users=100,
     n_bootstrap=200,
+    n_permutations=200,
+    calibration_bins=2,
+    history_edges=(),
+    popularity_shares=(0.5, 0.8),
     seed=0,
     block_cells=1000,
     recent_days=1.0,
@@ -86,6 +90,8 @@ def rows():
         next_category=ids(3, 2, 2, 2),
         label_items=ragged([4, 4, 5], [2], [OOV, 3], [5]),
         label_categories=ragged([3, 3, 2], [2], [2, 3], [2]),
+        label_actions=ragged([2, 2, 6], [2], [2, 3], [2]),
+        label_times_us=ragged([10, 11, 12], [11], [12, 13], [13]),
         seen_items=ragged([2, 3], [3], [4], [4, 5]),
     )
 
@@ -269,33 +275,6 @@ def test_no_rows_are_refused():
         evaluate_rankings(empty, SPLIT, {}, N_IDS, SPEC)
 
 
-CUTOFF_US = 1_000 * MICROS
-
-
-@pytest.mark.parametrize(
-    ("split", "cutoff_us", "last_s", "next_s", "what"),
-    [
-        ("test", None, 11, 10, "later than the label"),
-        ("test", CUTOFF_US, 1_000, 1_200, "not before the cutoff"),
-        ("valid", CUTOFF_US, 900, 1_099, "before the cutoff and its embargo"),
-        ("train", CUTOFF_US, 900, 1_000, "not before the end of training"),
-    ],
-)
-def test_leaks_are_refused_with_user_and_times(split, cutoff_us, last_s, next_s, what):
-    last_us, next_us = np.array([5, last_s]) * MICROS, np.array([900 if split == "train" else 1_100, next_s]) * MICROS
-    with pytest.raises(ModelError, match=what) as error:
-        check_no_leak(("fine", "leaky"), last_us, next_us, split, cutoff_us, embargo_us=100 * MICROS)
-    assert "user leaky" in str(error.value)
-    assert f"next_time 1970-01-01T00:{next_s // 60:02d}:{next_s % 60:02d}+00:00" in str(error.value)
-
-
-def test_rows_up_to_the_cutoff_are_no_leak():
-    last_us, next_us = np.array([999 * MICROS]), np.array([1_100 * MICROS])
-    check_no_leak(("a",), last_us, next_us, "test", CUTOFF_US, embargo_us=100 * MICROS)
-    check_no_leak(("a",), last_us, last_us, "train", CUTOFF_US)
-    check_no_leak(("a",), next_us, next_us, "test", None)
-
-
 @pytest.mark.parametrize("ks", [(), (5, 1), (1, 1), (0, 5)])
 def test_cut_offs_must_rise_from_one(ks):
     with pytest.raises(ValidationError):
@@ -320,8 +299,8 @@ def micros(time):
     return int(time.timestamp()) * MICROS
 
 
-def write_sequences(root, protocol="global_time", splits=c.SPLITS, **said):
-    """Twelve events a user, one each 6 hours up to the end of DAY; user k starts at item k."""
+def write_sequences(root, protocol="global_time", splits=c.SPLITS, tamper=None, inputs=None, day=DAY, **said):
+    """Twelve events a user, one each 6 hours up to the end of DAY; user k starts at item k. tamper: changes a split."""
     user = np.repeat(np.arange(N_USERS), N_EVENTS)
     step = np.tile(np.arange(N_EVENTS), N_USERS)
     item = (user + step) % 4 + 2
@@ -335,12 +314,13 @@ def write_sequences(root, protocol="global_time", splits=c.SPLITS, **said):
     }
     events = pa.table({name: pa.array(columns[name]) for name in ENCODED_EVENT.names})
     cutoffs = Cutoffs(micros(VALID_AT), micros(TEST_AT), micros(END_AT), embargo_us=0)
-    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs)
+    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs, 4, c.DAY_S)
     windows = pa.Table.from_batches(list(made))
     store = Store(str(root))
-    staged = store.staging(TRAINING_SEQUENCES.name, DAY)
+    staged = store.staging(TRAINING_SEQUENCES.name, day)
     for split in splits:
         rows = windows.filter(pa.compute.equal(windows[c.SPLIT], split)).drop_columns([c.SPLIT])
+        rows = tamper(split, rows) if tamper else rows
         store.fs.makedirs(f"{staged}/split={split}", exist_ok=True)
         for part in range(2):
             half = rows.slice(part * rows.num_rows // 2, rows.num_rows // 2)
@@ -354,7 +334,7 @@ def write_sequences(root, protocol="global_time", splits=c.SPLITS, **said):
         "test_cutoff": "2024-03-10T00:00:00Z",
         "embargo_days": 0,
     } | said
-    return store.publish(TRAINING_SEQUENCES, DAY, staged, Lineage({}, "config", counters))
+    return store.publish(TRAINING_SEQUENCES, day, staged, Lineage(inputs or {}, "config", counters))
 
 
 def write_truth(root, as_of, users=range(N_USERS)):
@@ -417,14 +397,14 @@ def job(tmp_path, monkeypatch):
     manifest = write_sequences(tmp_path)
     model = RightNext(manifest.hash)
 
-    def run(split="test", **changes):
-        store_path = f"{tmp_path}/bundle/dt=2024-03-10"
-        predictor = SimpleNamespace(Predictor=SimpleNamespace(load={store_path: model}.__getitem__))
+    def run(split="test", choice=None, **changes):
+        bundles = {f"{tmp_path}/bundle/dt=2024-03-10": model, **run.others}
+        predictor = SimpleNamespace(Predictor=SimpleNamespace(load=bundles.__getitem__))
         monkeypatch.setitem(sys.modules, "model.predict", predictor)
         settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes))
-        return evaluate(settings, str(tmp_path), DAY, split)
+        return evaluate(settings, str(tmp_path), DAY, split, choice)
 
-    run.root, run.model = tmp_path, model
+    run.root, run.model, run.others = tmp_path, model, {}
     return run
 
 
@@ -434,7 +414,7 @@ def test_the_job_writes_rows_a_summary_and_a_manifest(job):
     assert result.path == str(folder)
     assert job.model.checked == LENGTH
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == len(result.evaluation.rows)
+    assert [x for x in lines if "low" in x and "cohort" not in x] == lines[: len(result.evaluation.rows)]
     right = [x for x in lines if (x["model"], x["target"], x["metric"], x["k"]) == ("model", "item", "hr", 1)]
     assert len(right) == 1
     assert (right[0]["value"], right[0]["low"], right[0]["n"], right[0]["model_version"]) == (

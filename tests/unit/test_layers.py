@@ -23,6 +23,7 @@ ONLY_IN = {
     "petastorm": ("model.feed",),
     "horovod": ("model.workers", "model.elastic"),
     "mlflow": ("jobs.tracking",),
+    "optuna": ("jobs.search",),
     "tqdm": ("model.bar",),
 }
 # The exception: Horovod's launcher for Spark starts ranks and loads no TensorFlow.
@@ -34,6 +35,11 @@ WITHOUT_TENSORFLOW = (
     "model.baselines",
     "model.errors",
     "model.evaluation",
+    "model.leaks",
+    "model.paired",
+    "model.calibration",
+    "model.cohorts",
+    "model.ensemble",
     "model.watch",
     "model.bar",
 )
