@@ -5,6 +5,7 @@ vocabulary (PAD and OOV included), K kept.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ class Predictor:
     """A bundle ready to answer; load it once per process."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+        self.bundle = replace(bundle, weights={})  # the network holds them; a second copy may be large
         self.sizes = bundle.sizes
         self.model_version = bundle.model_version
         self.new_session_gap = bundle.sizes.new_session_gap
@@ -78,8 +79,8 @@ class Predictor:
             tf.TensorSpec(shape, kind)
             for shape, kind in (([None, self.state_floats], tf.float32), ([None], tf.int32), ([], tf.int32))
         )
-        self._advance = tf.function(self._network.advance, input_signature=[events, codes, state])
-        self._top = tf.function(self._top_graph, input_signature=[state, codes, number, number])
+        self._advance = tf.function(self._network.advance, input_signature=[events, codes, state], autograph=False)
+        self._top = tf.function(self._top_graph, input_signature=[state, codes, number, number], autograph=False)
 
     @property
     def state_floats(self) -> int:
