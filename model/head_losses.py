@@ -33,7 +33,8 @@ def head_losses(
     rows: as of model.batches, what was hidden from the network included; hidden: [B, L, U]; seed and first_row: as for
     `Network.encode`. Session ends are asked at silence 0 (`when`) or at the landmark drawn for them (`hour`, `action`).
     """
-    heads, found = network.heads, {}
+    heads = network.heads
+    found: dict[str, Tensor] = {}
     times = timeline(rows, network.sizes)
     silence_s, is_used = landmarks(times, float(heads.edges_s[-1]), seed, first_row)
     if {HORIZON, TOUCHED} & set(heads.names):

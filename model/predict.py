@@ -209,8 +209,9 @@ class Predictor:
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
         hours = np.array(self.bundle.spec.back_hours) * 3600.0
-        returns = None if hazards is None else back(hazards, self.back_bins, silence_s, hours).astype(np.float32)
-        return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
+        returns = None if hazards is None else back(hazards, self.back_bins, silence_s.astype(np.float64), hours)
+        back_p = None if returns is None else returns.astype(np.float32)
+        return Future(**{**dict.fromkeys(Future._fields), **named, "back": back_p})
 
     def _batches(
         self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints
