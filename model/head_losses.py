@@ -101,8 +101,8 @@ def _touches(
     """Negative log-likelihood of which categories occur within a horizon: Σ_c λ_c − Σ_touched log(exp(λ_c) − 1).
 
     Bernoulli with P = 1 − exp(−λ), the complementary log-log link (McCullagh & Nelder 1989, section 4.3): a Poisson
-    count of rate λ is not 0. touched: [B, L, S], each category's first event. At random weights, λ = 1: V a position,
-    less 0.54 + 1 − 1 a touched one, that is V − Σ_touched 0.54.
+    count of rate λ is not 0. touched: [B, L, S], each category's first event. At scores of 0, λ = 1: V − 0.54 for
+    each touched category, a position.
     """
     answers, bias = network.heads.answer(TOUCHED, at, asked)  # [B, L, C], [V + 2]
     scores = tf.matmul(answers, rows, transpose_b=True) + lookup(bias, times.category)[:, None, :]  # [B, L, S]

@@ -12,6 +12,8 @@ from model.heads import hour_at
 from model.network import Network
 from model.spec import ACTION, HORIZON, HOUR, TOUCHED, WHEN
 
+_LEAST = 1e-6  # hazards stay as far from 0 and 1, where a logarithm would end
+
 
 def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tensor) -> dict[str, Tensor]:
     """Fields of `predict.Future` by name, of the heads that the network has; `hazards` for `when`.
@@ -26,7 +28,7 @@ def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tens
     if TOUCHED in heads.names:
         found["touched"] = _with_reserved(-tf.math.expm1(-rate(_category_logits(network, TOUCHED, asked))))
     if WHEN in heads.names:
-        found["hazards"] = tf.sigmoid(heads.when(hidden))
+        found["hazards"] = tf.clip_by_value(tf.sigmoid(heads.when(hidden)), _LEAST, 1.0 - _LEAST)
     if HOUR in heads.names:
         found["hour"] = tf.nn.softmax(heads.hour(asked, hour_at(hour_code, silence_s)))
     if ACTION in heads.names:

@@ -149,7 +149,7 @@ class Predictor:
             found = self._future(rows, silence[at * BATCH_ROWS : (at + 1) * BATCH_ROWS])
             parts.append({name: values.numpy()[:n_real] for name, values in found.items()})
         if not parts:
-            empty = self._future.structured_outputs
+            empty = self._future.get_concrete_function().structured_outputs
             parts = [{name: np.zeros((0, *spec.shape[1:]), np.float32) for name, spec in empty.items()}]
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
