@@ -20,7 +20,8 @@ def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tens
 
     hidden: [B, U] newest state; hour_code: [B] of the newest event; silence_s: [B] since it.
     """
-    heads, found = network.heads, {}
+    heads = network.heads
+    found: dict[str, Tensor] = {}
     asked = heads.asked(hidden, silence_s) if set(heads.names) - {WHEN} else hidden
     if HORIZON in heads.names:
         logits = _category_logits(network, HORIZON, asked)

@@ -154,7 +154,11 @@ class Predictor:
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
         hours = np.array(self.bundle.spec.back_hours) * 3600.0
-        returns = None if hazards is None else back(hazards, self.back_bins, silence_s, hours).astype(np.float32)
+        returns = (
+            None
+            if hazards is None
+            else back(hazards, self.back_bins, silence_s.astype(np.float64), hours).astype(np.float32)
+        )
         return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
 
     def _batches(
