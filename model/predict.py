@@ -204,14 +204,17 @@ class Predictor:
             found = self._future(rows, silence[at * BATCH_ROWS : (at + 1) * BATCH_ROWS])
             parts.append({name: values.numpy()[:n_real] for name, values in found.items()})
         if not parts:
-            empty = self._future.structured_outputs
+            empty = self._future.get_concrete_function().structured_outputs
             parts = [{name: np.zeros((0, *spec.shape[1:]), np.float32) for name, spec in empty.items()}]
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
         hours = np.array(self.bundle.spec.back_hours) * 3600.0
-        returns = None if hazards is None else back(hazards, self.back_bins, silence_s.astype(np.float64), hours)
-        back_p = None if returns is None else returns.astype(np.float32)
-        return Future(**{**dict.fromkeys(Future._fields), **named, "back": back_p})
+        returns = (
+            None
+            if hazards is None
+            else back(hazards, self.back_bins, silence_s.astype(np.float64), hours).astype(np.float32)
+        )
+        return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
 
     def _batches(
         self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints

@@ -111,7 +111,8 @@ def _oracle(network: Network, cuts: list[tuple[lives.Life, int, int]], hidden: n
             if at + 1 < stop:
                 hour = lives.hour_code(now_s) - 1 + silence_s // 3600
                 logits = asked @ w["hour/projection"] + w["hour/bias"]
-                logits += w["hour/ahead"][(np.arange(168) - hour) % 168]
+                from_now = asked @ w["hour/ahead/projection"] + w["hour/ahead/bias"]
+                logits += from_now[(np.arange(168) - hour) % 168]
                 total[HOUR] += np.log(np.exp(logits).sum()) - logits[lives.hour_code(life.time_s[at + 1]) - 1]
             end = at + 1
             while end + 1 < n_seen and life.time_s[end + 1] - life.time_s[end] <= 1800:
@@ -150,7 +151,7 @@ def test_gradients_of_rows_that_say_nothing_are_zero(network: Network):
     rows = tables.ruled_rows(4, seed=1) | {name: np.zeros(4, np.int32) for name in (c.NEXT_GAP, c.LENGTH)}
     hidden = tf.constant(_hidden(4))
     with tf.GradientTape() as tape:
-        losses = head_losses(network, rows, hidden, SEED, 0)
+        losses = tf.function(head_losses)(network, rows, hidden, SEED, 0)
         loss = tf.add_n(list(losses.values()))
     assert float(loss) == 0.0
     weights = list(network.heads.weights.values())
