@@ -17,10 +17,11 @@ DATE ?=
 CATEGORIES ?=
 CONF ?=
 RANKS ?=
+FLAGS ?=
 TESTS ?= tests
 export GPU PYTHON
 
-.PHONY: help setup doctor demo run test soak test-unit lint format golden docs clean clean-all
+.PHONY: help setup doctor demo run nightly test soak test-unit lint format golden docs clean clean-all
 
 help: ## List the targets
 	@echo "Targets (make TARGET):"
@@ -48,6 +49,17 @@ run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional CATEGORIES
 	@setup/setup.sh
 	@$(py) -m jobs.run --source "$(SOURCE)" --input "$(INPUT)" --root "$(OUT)" \
 	  $(if $(DATE),--date "$(DATE)") $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(CONF),--conf "$(CONF)") $(if $(RANKS),--ranks "$(RANKS)")
+
+nightly: ## One night on a root: SOURCE=, INPUT= ({date} = the day), OUT=, DATE=; optional CATEGORIES=, CONF=file.yaml, FLAGS='--bootstrap …'
+	@lacks=($(if $(SOURCE),,SOURCE=) $(if $(INPUT),,INPUT=) $(if $(OUT),,OUT=) $(if $(DATE),,DATE=)); \
+	if [ $${#lacks[@]} -gt 0 ]; then \
+	  echo "error: make nightly needs $${lacks[*]}" >&2; \
+	  echo "for example: make nightly SOURCE=shop.yaml INPUT='logs/{date}/' OUT=out/shop DATE=2024-05-02" >&2; \
+	  exit 2; \
+	fi
+	@setup/setup.sh
+	@$(py) -m jobs.nightly --source "$(SOURCE)" --input "$(INPUT)" --root "$(OUT)" --date "$(DATE)" \
+	  $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(CONF),--conf "$(CONF)") $(FLAGS)
 
 test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
 	@$(py) -m pytest $(TESTS)

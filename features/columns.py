@@ -53,6 +53,17 @@ NEXT_CATEGORY = "next_category"
 NEXT_TIME = "next_time"
 LABEL_ITEMS = "label_items"
 LABEL_CATEGORIES = "label_categories"
+LABEL_ACTIONS = "label_actions"
+LABEL_TIMES = "label_times"
+
+# What follows a window, for labels over horizons. AGE [L] and AHEAD [A] are seconds before and after its last event.
+AGE = "age_s"
+AHEAD_CATEGORY = "ahead_category"
+AHEAD_ACTION = "ahead_action"
+AHEAD = "ahead_s"
+AHEAD_CHANNELS = (AHEAD_CATEGORY, AHEAD_ACTION, AHEAD)
+AHEAD_LENGTH = "ahead_length"
+KNOWN = "known_s"
 
 # Scores
 AS_OF = "as_of"
@@ -63,6 +74,11 @@ ITEMS = "items"
 PROBABILITY = "probability"
 PAST_SHARE = "past_share"
 TREND = "trend"
+
+# User states
+EVENTS_HASH = "events_hash"
+ROW_HASH = "row_hash"
+STATE = "state"
 
 # Simulated truth
 LATENT_CATEGORIES = "latent_categories"

@@ -1,15 +1,14 @@
-"""Bulk scoring: encoded sequences in, one row of future interests for every user out.
+"""What a row of scores says: likeliest items and interests of users in their states, with past share and trend.
 
-One numeric seam: Arrow batches in, Arrow batches out. The model behind it is a `Scorer`, made once in each Python
-worker process; nothing here knows what computes the probabilities.
+One numeric seam: arrays in, Arrow out. The model behind it is a `Scorer`; nothing here knows what computes the
+probabilities. `features/states.py` says who is scored, and from which state.
 
-Shapes: B rows, L positions, W fetched, K kept, V vocabulary (PAD and OOV included).
+Shapes: B rows, L positions, Z numbers of a state, W fetched, K kept, V vocabulary (PAD and OOV included).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -17,12 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
-from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
-from features.contracts import SCORES, SEQUENCES, ContractError, conform
+from features.contracts import SCORES, SEQUENCES, ContractError
 from features.trends import FADING, TRENDS, past_shares, trend_codes
 
 # Provenance of a row
@@ -33,10 +30,12 @@ FROM_POPULARITY = "popularity"
 # enough. Few different widths, because each may cost the scorer a compilation.
 _FETCH_STEPS = 16 * 4 ** np.arange(14, dtype=np.int64)
 
-_INPUT = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.NEXT_GAP, c.SEEN_ITEMS)
-_OUTPUT = (c.USER_ID, c.PROVENANCE, c.INTERESTS, c.ITEMS)
+HISTORY_COLUMNS = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.NEXT_GAP, c.LAST_TIME, c.SEEN_ITEMS)
+SCORES_ARROW = to_arrow_schema(SCORES.schema)
+OUTPUT_COLUMNS = (c.USER_ID, c.PROVENANCE, c.INTERESTS, c.ITEMS)
 
 Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
@@ -56,6 +55,8 @@ class ScoringSpec(BaseModel):
     rising_ratio: float = Field(gt=1)
     fading_ratio: float = Field(gt=0, lt=1)
     batch_rows: int = Field(ge=1)
+    bucket_users: int = Field(ge=1)
+    anchor_events: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _depth_holds_top(self) -> Self:
@@ -87,28 +88,41 @@ class Names:
 
 
 class Scorer(Protocol):
-    """A loaded model. `length` is its L; `items` and `categories` name its ids."""
+    """A loaded model. `length` is its L, `state_floats` its Z; `items` and `categories` name its ids.
+
+    `is_recurrent`: a state may be advanced by new events alone; otherwise only by a whole context, from zeros.
+    `new_session_gap`: from this gap code on, next_gap says that the session has ended; nothing else of it counts.
+    """
 
     length: int
+    state_floats: int
+    is_recurrent: bool
+    new_session_gap: int
     items: Names
     categories: Names
 
-    def top(
-        self, channels: dict[str, Ids], length: Ids, next_gap: Ids, k_items: int, k_categories: int
-    ) -> tuple[Ids, Probabilities, Ids, Probabilities]:
-        """Likeliest items and categories of B sequences.
+    def advance(self, channels: dict[str, Ids], length: Ids, state: Floats) -> Floats:
+        """States of B users after further events, zeros being the state before a first one.
 
-        channels: [B, L] by channel name; length, next_gap: [B] →
-        item ids [B, k_items], their probabilities, category ids [B, k_categories], their probabilities;
-        each row falling by probability, ties by smaller id.
+        channels: [B, L]; length: [B], 0 keeps a state; state: [B, Z] → [B, Z].
+        """
+        ...
+
+    def top_of(
+        self, state: Floats, next_gap: Ids, k_items: int, k_categories: int
+    ) -> tuple[Ids, Probabilities, Ids, Probabilities]:
+        """Likeliest items and categories in B states.
+
+        state: [B, Z]; next_gap: [B] → item ids [B, k_items], their probabilities, category ids [B, k_categories], their
+        probabilities; each row falling by probability, ties by smaller id.
         """
         ...
 
 
-def score_users(
-    sequences: DataFrame, make_scorer: Callable[[], Scorer], spec: ScoringSpec, as_of: datetime, model_version: str
-) -> DataFrame:
-    """scores_v1: each user of sequences_v1 exactly once.
+def score_rows(histories: "Histories", states: Floats, scorer: Scorer, spec: ScoringSpec) -> Iterator[pa.RecordBatch]:
+    """What scores_v1 says of users in their states, in pieces of at most `batch_rows` rows and another order.
+
+    states: [B, Z] after the last event of each history.
 
     Interests: the `top_k_interests` likeliest categories, and after them up to `fading_interests` further ones that
     fade, those with the largest past share first, looked for among the `interest_depth` likeliest; an interest that
@@ -117,85 +131,71 @@ def score_users(
     are those of the full distribution, so they do not sum to 1.
     Provenance is `model`, or `popularity` where the model knows none of the user's items and categories: such a row
     gets the shares of the vocabulary's counts.
-    Ids above the model's vocabulary (tokens younger than the model) count as unknown.
-
-    make_scorer travels to the Python workers and is called once in each worker process; it is hashable, and equal
-    ones make equal scorers. as_of is the cutoff, with time zone.
-    """
-
-    def score_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        scorer = _loaded(make_scorer)
-        for batch in batches:
-            yield from score_batch(batch, scorer, spec)
-
-    scored = sequences.select(*_INPUT).mapInArrow(
-        score_batches, T.StructType([SCORES.schema[name] for name in _OUTPUT])
-    )
-    return conform(
-        scored.withColumn(c.AS_OF, F.lit(as_of)).withColumn(c.MODEL_VERSION, F.lit(model_version)),
-        SCORES,
-    )
-
-
-def score_batch(batch: pa.RecordBatch, scorer: Scorer, spec: ScoringSpec) -> Iterator[pa.RecordBatch]:
-    """Score one Arrow batch in pieces of at most `batch_rows` rows; every row comes out once, in another order.
 
     Rows are grouped by how many items must be fetched for them, so one user who saw much does not slow the others.
     """
-    histories = _histories(batch, scorer)
     fetch = _items_to_fetch(histories, scorer, spec)  # [B]
     for k_items in np.unique(fetch):
         rows = np.flatnonzero(fetch == k_items)
         for start in range(0, len(rows), spec.batch_rows):
-            yield _scored(histories.take(rows[start : start + spec.batch_rows]), int(k_items), scorer, spec)
+            some = rows[start : start + spec.batch_rows]
+            yield _scored(histories.take(some), states[some], int(k_items), scorer, spec)
 
 
-@lru_cache(maxsize=1)
-def _loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
-    """The process's scorer. A Python worker lives over many tasks; it keeps one model and drops it for another."""
-    return make_scorer()
+class Histories(NamedTuple):
+    """Rows of sequences_v1 as arrays."""
 
-
-class _Histories(NamedTuple):
     users: pa.Array  # [B]
     channels: dict[str, Ids]  # [B, L] each
     length: Ids  # [B]
     next_gap: Ids  # [B]
+    last_time_us: NDArray[np.int64]  # [B]
     seen: pa.ListArray  # [B], ragged
 
-    def take(self, rows: NDArray[np.intp]) -> "_Histories":
+    def take(self, rows: NDArray[np.intp]) -> "Histories":
+        """Some of the rows, in that order."""
         picked = pa.array(rows)
-        channels = {name: channel[rows] for name, channel in self.channels.items()}
-        return _Histories(
-            self.users.take(picked), channels, self.length[rows], self.next_gap[rows], self.seen.take(picked)
+        return Histories(
+            self.users.take(picked),
+            {name: channel[rows] for name, channel in self.channels.items()},
+            self.length[rows],
+            self.next_gap[rows],
+            self.last_time_us[rows],
+            self.seen.take(picked),
         )
 
 
-def _histories(batch: pa.RecordBatch, scorer: Scorer) -> _Histories:
-    """The batch as arrays. Ids that the model does not know become OOV."""
-    channels = {name: _matrix(batch, name, scorer.length) for name in c.CHANNELS}
+def histories_of(rows: pa.Table, scorer: Scorer) -> Histories:
+    """Rows of sequences_v1 (`HISTORY_COLUMNS`) as arrays. Ids younger than the model become OOV.
+
+    Raises:
+        ContractError: sequences are not of the model's length.
+    """
+    columns = {name: rows[name].combine_chunks() for name in HISTORY_COLUMNS}
+    channels = {name: _matrix(columns[name], name, scorer.length) for name in c.CHANNELS}
     for name, names in ((c.ITEM, scorer.items), (c.CATEGORY, scorer.categories)):
         known = channels[name] < len(names.tokens)
         channels[name] = np.where(known, channels[name], np.int32(c.OOV))
-    length, next_gap = (batch.column(name).to_numpy(zero_copy_only=False) for name in (c.LENGTH, c.NEXT_GAP))
-    return _Histories(batch.column(c.USER_ID), channels, length, next_gap, batch.column(c.SEEN_ITEMS))
+    length, next_gap = (columns[name].to_numpy(zero_copy_only=False) for name in (c.LENGTH, c.NEXT_GAP))
+    last_time_us = columns[c.LAST_TIME].cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return Histories(columns[c.USER_ID], channels, length, next_gap, last_time_us, columns[c.SEEN_ITEMS])
 
 
-def _matrix(batch: pa.RecordBatch, name: str, length: int) -> Ids:
+def _matrix(column: pa.ListArray, name: str, length: int) -> Ids:
     """A list column as [B, L], with no step per row."""
-    flat = batch.column(name).flatten()
-    if len(flat) != batch.num_rows * length or flat.null_count:
-        sizes = pc.unique(pc.list_value_length(batch.column(name))).to_pylist()
+    flat = column.flatten()
+    if len(flat) != len(column) * length or flat.null_count:
+        sizes = pc.unique(pc.list_value_length(column)).to_pylist()
         raise ContractError(
             f"{SEQUENCES.name}: column {name} holds lists of {sizes} entries ({flat.null_count} null), the model reads "
             f"exactly {length}. Write the sequences again with sequences.length = {length}, or use a bundle trained on "
             "these."
         )
-    matrix: Ids = flat.to_numpy(zero_copy_only=False).reshape(batch.num_rows, length)
+    matrix: Ids = flat.to_numpy(zero_copy_only=False).reshape(len(column), length)
     return matrix
 
 
-def _items_to_fetch(histories: _Histories, scorer: Scorer, spec: ScoringSpec) -> NDArray[np.int64]:
+def _items_to_fetch(histories: Histories, scorer: Scorer, spec: ScoringSpec) -> NDArray[np.int64]:
     """How many items to ask for so that top_k_items remain without the seen ones; [B]."""
     n_items = len(scorer.items.tokens) - c.FIRST_ID
     extra = np.zeros(len(histories.users), np.int64)
@@ -205,11 +205,9 @@ def _items_to_fetch(histories: _Histories, scorer: Scorer, spec: ScoringSpec) ->
     return np.minimum(spec.top_k_items + extra, n_items)
 
 
-def _scored(histories: _Histories, k_items: int, scorer: Scorer, spec: ScoringSpec) -> pa.RecordBatch:
+def _scored(histories: Histories, states: Floats, k_items: int, scorer: Scorer, spec: ScoringSpec) -> pa.RecordBatch:
     k_categories = min(spec.interest_depth, len(scorer.categories.tokens) - c.FIRST_ID)
-    item_ids, item_p, category_ids, category_p = scorer.top(
-        histories.channels, histories.length, histories.next_gap, k_items, k_categories
-    )
+    item_ids, item_p, category_ids, category_p = scorer.top_of(states, histories.next_gap, k_items, k_categories)
     unknown = ((histories.channels[c.ITEM] <= c.OOV) & (histories.channels[c.CATEGORY] <= c.OOV)).all(axis=1)  # [B]
     item_ids, item_p = _popular_where(unknown, item_ids, item_p, scorer.items)  # [B, W]
     category_ids, category_p = _popular_where(unknown, category_ids, category_p, scorer.categories)
@@ -220,7 +218,7 @@ def _scored(histories: _Histories, k_items: int, scorer: Scorer, spec: ScoringSp
         _interests(category_ids, category_p, histories.channels[c.CATEGORY], scorer.categories, spec),
         _items(item_ids, item_p, histories.seen, scorer.items, spec),
     )
-    return pa.RecordBatch.from_arrays(list(columns), names=list(_OUTPUT))
+    return pa.RecordBatch.from_arrays(list(columns), names=list(OUTPUT_COLUMNS))
 
 
 def _popular_where(unknown: Mask, ids: Ids, probabilities: Probabilities, names: Names) -> tuple[Ids, Probabilities]:
@@ -237,7 +235,7 @@ def _items(ids: Ids, probabilities: Probabilities, seen: pa.ListArray, names: Na
         keep &= ~_among(ids, seen, len(names.tokens))
     keep &= np.cumsum(keep, axis=1) <= spec.top_k_items
     entries = {c.ITEM_ID: names.tokens.take(pa.array(ids[keep])), c.PROBABILITY: pa.array(probabilities[keep])}
-    return _lists(keep, entries)
+    return _lists(c.ITEMS, keep, entries)
 
 
 def _among(ids: Ids, lists: pa.ListArray, n_ids: int) -> Mask:
@@ -272,7 +270,7 @@ def _interests(ids: Ids, probabilities: Probabilities, past: Ids, names: Names, 
         c.PAST_SHARE: pa.array(shares[listed].astype(np.float32)),
         c.TREND: pa.array(TRENDS).take(pa.array(trends[listed])),
     }
-    return _lists(listed, entries)
+    return _lists(c.INTERESTS, listed, entries)
 
 
 def _largest(weights: NDArray[np.float64], k: int) -> Mask:
@@ -283,8 +281,10 @@ def _largest(weights: NDArray[np.float64], k: int) -> Mask:
     return mask & (weights > 0)
 
 
-def _lists(keep: Mask, entries: dict[str, Sequence[object]]) -> pa.ListArray:
-    """One list of structs a row, of the entries that `keep` [B, W] marks, in row-major order."""
-    offsets = np.concatenate(([0], np.cumsum(keep.sum(axis=1)))).astype(np.int32)
-    structs = pa.StructArray.from_arrays(list(entries.values()), names=list(entries))
-    return pa.ListArray.from_arrays(pa.array(offsets), structs)
+def _lists(name: str, keep: Mask, entries: dict[str, pa.Array]) -> pa.ListArray:
+    """A list column of scores_v1: structs of the entries that `keep` [B, W] marks, in row-major order."""
+    kind = SCORES_ARROW.field(name).type
+    fields = list(kind.value_type)
+    structs = pa.StructArray.from_arrays([entries[field.name].cast(field.type) for field in fields], fields=fields)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(keep.sum(axis=1)))), pa.int32())
+    return pa.ListArray.from_arrays(offsets, structs, kind)

@@ -11,12 +11,14 @@ from datetime import date
 from types import FrameType
 
 from features.contracts import ContractError
+from jobs.root_lock import HeldError, refuse_if_held
 from jobs.settings import UsageError
 from model.errors import ModelError
 
 EXIT_OTHER = 1
 EXIT_USAGE = 2
 EXIT_CONTRACT = 3
+EXIT_HELD = 4
 
 
 def stage_parser(stage: str, description: str, needs_date: bool = True) -> argparse.ArgumentParser:
@@ -51,14 +53,24 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def run_job(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    """Parse, run, and turn an error into one paragraph and its exit code: 2 arguments, 3 contract or gate, 1 other."""
+def run_job(
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str],
+    takes_root: bool = False,
+) -> int:
+    """Parse, run, and turn an error into one paragraph and its exit code.
+
+    2 arguments, 3 contract or gate, 4 a root that another run holds, 1 other. takes_root: `main` holds the root itself.
+    """
     arguments = parser.parse_args(argv)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's kill cleans up like Ctrl-C
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal too, but not under nohup
             signal.signal(signal.SIGHUP, _interrupt)
     try:
+        if not takes_root and getattr(arguments, "root", None):
+            refuse_if_held(arguments.root)
         main(arguments)
     except KeyboardInterrupt:
         say("Interrupted; what was unfinished is not readable and a new run replaces it.")
@@ -67,6 +79,8 @@ def run_job(main: Callable[[argparse.Namespace], None], parser: argparse.Argumen
         return _report(error, EXIT_USAGE, arguments.debug)
     except (ContractError, ModelError) as error:
         return _report(error, EXIT_CONTRACT, arguments.debug)
+    except HeldError as error:
+        return _report(error, EXIT_HELD, arguments.debug)
     except Exception as error:
         return _report(error, EXIT_OTHER, arguments.debug)
     return 0

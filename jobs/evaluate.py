@@ -9,7 +9,9 @@ from datetime import date
 from typing import Any
 
 from features import columns as c
+from features.contexts import Ids, contexts
 from features.contracts import TRAINING_SEQUENCES
+from features.scoring import Floats
 from jobs.cli import run_job, say, stage_parser
 from jobs.evaluation_details import calibration_notes, detail_records, details_of
 from jobs.evaluation_files import write_evaluation
@@ -23,7 +25,7 @@ from jobs.store import Store
 from model.baselines import VocabularySizes, events_of, fit_baselines
 from model.calibration import FirstChoices, observed
 from model.ensemble import ENSEMBLES, RANKS
-from model.evaluation import MetricRow, ScoreBlock, SplitProtocol, evaluate_rankings, scores_of
+from model.evaluation import MetricRow, Ranker, ScoreBlock, SplitProtocol, evaluate_rankings, scores_of
 
 TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
 _WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
@@ -90,7 +92,8 @@ def evaluate(
     sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in baselines.items()}
     choices: dict[str, dict[str, FirstChoices]] = {}
     for name, ranker in judged.rankers.items():
-        sources[name], choices[name] = observed(scores_of(ranker, rows), rows.next_item, rows.next_category)
+        as_scored = scores_of(_AsScored(ranker, settings.scoring.anchor_events), rows)
+        sources[name], choices[name] = observed(as_scored, rows.next_item, rows.next_category)
     sources |= truths
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
     evaluation = evaluate_rankings(rows, protocol, sources, n_ids, spec, model=MODEL)
@@ -103,6 +106,19 @@ def evaluate(
     result = EvaluationResult(evaluation, protocol, spec.ks, judged.versions, notes, path, details)
     _write(store, result, inputs, config_hash(spec))
     return result
+
+
+@dataclass(frozen=True)
+class _AsScored:
+    """The model reading of each row what it reads when users are scored."""
+
+    predictor: Ranker
+    anchor_events: int
+
+    def probabilities(self, channels: Mapping[str, Ids], length: Ids, next_gap: Ids) -> tuple[Floats, Floats]:
+        """See Ranker."""
+        read, n_events, _ = contexts(channels, length, self.anchor_events)
+        return self.predictor.probabilities(read, n_events, next_gap)
 
 
 def _times_of(counters: Mapping[str, Any], split: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Sequences in layers: a night writes the rows of the users it touched, the rows of the others stay where they are."""
 
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -41,21 +42,51 @@ def earlier_layer(sequences: Manifest) -> tuple[str, str] | None:
 def read_sequences(spark: SparkSession, store: Store, dt: date) -> DataFrame:
     """`sequences_v1` as of a day, every user once, whatever layers it lies in."""
     layers = layers_of(store, dt)
-    edges_s = [int(edge) for edge in layers[0].counters["gap_edges_s"]]
-    frames = [spark.read.schema(SEQUENCES.schema).parquet(store.path(SEQUENCES.name, layer.dt)) for layer in layers]
+    frames = _frames(spark, store, layers)
     if len(frames) == 1:
         return frames[0]
-    newer = frames[0].withColumn("_age", F.lit(0))
-    for age, frame in enumerate(frames[1:-1], start=1):
-        newer = newer.unionByName(frame.withColumn("_age", F.lit(age)))
-    if len(frames) > 2:
-        latest = newer.groupBy(c.USER_ID).agg(F.min("_age").alias("_age"))
-        newer = newer.join(latest, [c.USER_ID, "_age"])
+    newer = _latest(frames[:-1])
     untouched = frames[-1].join(newer.select(c.USER_ID), c.USER_ID, "left_anti")
-    rows = newer.drop("_age").unionByName(untouched).where(F.col(c.LENGTH) > 0)
-    return rows.withColumn(c.NEXT_GAP, _gap_until(midnight(dt + timedelta(days=1)), edges_s)).select(
-        *SEQUENCES.schema.names
-    )
+    return _as_of(newer.unionByName(untouched).where(F.col(c.LENGTH) > 0), layers[0], dt)
+
+
+def rows_since(spark: SparkSession, store: Store, layers: Sequence[Manifest], day: str, silence_s: int) -> DataFrame:
+    """Of `sequences_v1` the rows of users whose events changed since a layer below, or who fell silent since then.
+
+    layers: `layers_of`; day: that of one of them. Silent: the last event lay within silence_s before the end of that
+    day. A row of length 0 says that nothing is left of a user.
+    """
+    dt, cutoff = date.fromisoformat(layers[0].dt), midnight(date.fromisoformat(day) + timedelta(days=1))
+    newer = _latest(_frames(spark, store, [layer for layer in layers if layer.dt > day]))
+    # Who was heard of within that time was touched by the run of its first day or a later one.
+    since = cutoff - timedelta(seconds=silence_s)
+    below = [layer for layer in layers if str(since.date()) <= layer.dt <= day]
+    heard = F.col(c.LAST_TIME) >= F.lit(since)
+    ended = _latest(_frames(spark, store, below)).where(heard & (F.col(c.LENGTH) > 0))
+    rows = newer.unionByName(ended.join(newer.select(c.USER_ID), c.USER_ID, "left_anti"))
+    return _as_of(rows, layers[0], dt)
+
+
+def _frames(spark: SparkSession, store: Store, layers: Sequence[Manifest]) -> list[DataFrame]:
+    return [spark.read.schema(SEQUENCES.schema).parquet(store.path(SEQUENCES.name, layer.dt)) for layer in layers]
+
+
+def _latest(frames: Sequence[DataFrame]) -> DataFrame:
+    """Each user's row in the first of these layers that has one; latest layer first."""
+    if len(frames) == 1:
+        return frames[0]
+    rows = frames[0].withColumn("_age", F.lit(0))
+    for age, frame in enumerate(frames[1:], start=1):
+        rows = rows.unionByName(frame.withColumn("_age", F.lit(age)))
+    latest = rows.groupBy(c.USER_ID).agg(F.min("_age").alias("_age"))
+    return rows.join(latest, [c.USER_ID, "_age"]).drop("_age")
+
+
+def _as_of(rows: DataFrame, sequences: Manifest, dt: date) -> DataFrame:
+    """The rows with the one column that moves with the cutoff."""
+    edges_s = [int(edge) for edge in sequences.counters["gap_edges_s"]]
+    next_gap = _gap_until(midnight(dt + timedelta(days=1)), edges_s)
+    return rows.withColumn(c.NEXT_GAP, next_gap).select(*SEQUENCES.schema.names)
 
 
 def _gap_until(cutoff: datetime, edges_s: list[int]) -> Column:

@@ -30,6 +30,7 @@ from jobs.cli import day, run_job, say, stage_parser
 from jobs.evaluate import evaluate
 from jobs.evaluation_table import EvaluationResult, format_table
 from jobs.inputs import find_inputs, load_source, log_span
+from jobs.root_lock import exclusive
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.simulate import RAW, simulate
 from jobs.spark import spark_session
@@ -76,6 +77,11 @@ def run(arguments: argparse.Namespace) -> None:
     settings = load_settings(overlays, arguments.set)
     _check_ranks(arguments.ranks, settings.training.streams, settings.sequences.world_sizes)
     source = load_source(arguments.source or DEMO_SOURCE)
+    with exclusive(Store(arguments.root), "jobs.run", say):
+        _run_stages(arguments, overlays, settings, source)
+
+
+def _run_stages(arguments: argparse.Namespace, overlays: Sequence[str], settings: Settings, source: SourceMap) -> None:
     root, store, categories = arguments.root, Store(arguments.root), arguments.categories
     stages = Stages(7 if arguments.demo else 6)
     spark = spark_session("run")
@@ -227,7 +233,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--min-ranks", type=int, metavar="N", help="go on training when one is lost, as long as N are left"
     )
-    return run_job(run, parser, argv)
+    return run_job(run, parser, argv, takes_root=True)
 
 
 if __name__ == "__main__":

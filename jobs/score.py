@@ -1,5 +1,8 @@
 """Score every user of a day: sequences_v1 and a model bundle in, scores_v1 out, one row a user.
 
+Beside the scores lie the users' states. A later day goes on from them where model, vocabulary, coding, configuration
+and code are the same, and then costs what the days since brought: docs/adr/0011.
+
 Driver and executors read the bundle by the same path: a local folder when Spark runs on one machine, a shared mount or
 a URI that fsspec understands on a cluster. Each Python worker process loads it once.
 """
@@ -9,9 +12,9 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date
 from typing import Any
 
 import fsspec
@@ -24,62 +27,122 @@ from pyspark.sql import Column, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.contracts import SCORES, SEQUENCES, VOCABULARY, ContractError
-from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer, score_users
+from features.contracts import SCORES, SEQUENCES, USER_STATES, VOCABULARY, ContractError
+from features.partitions import power_of_two
+from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer
+from features.states import ADVANCED, ASKED_AGAIN, CARRIED, GONE, NEWCOMERS, OUTCOMES, REPLAYED, Run
 from features.trends import TRENDS
 from jobs.cli import run_job, say, stage_parser
 from jobs.encoded import check_vocabulary
-from jobs.layers import earlier_layer, read_sequences
+from jobs.layers import layers_of, read_sequences, rows_since
+from jobs.score_files import ScorePlan, write_scores
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import MANIFEST, Lineage, Manifest, Store
+from jobs.user_states import Carry, as_of, basis_of, latest_carry
 from model.bundle import Bundle, load_bundle, vocabulary_lists
 from model.errors import ModelError
 
 _MADE_BY = "jobs/sequences.py"
+_COUNTED = (*(f"from_{name}" for name in (FROM_MODEL, FROM_POPULARITY)), *TRENDS, *OUTCOMES)
 
 
-def score(spark: SparkSession, settings: Settings, root: str, date: date, bundle_path: str | None = None) -> Manifest:
-    """Write scores_v1 of a day with the bundle of that day, or with the one at `bundle_path`.
+def score(
+    spark: SparkSession,
+    settings: Settings,
+    root: str,
+    date: date,
+    bundle_path: str | None = None,
+    full: bool = False,
+) -> Manifest:
+    """Write scores_v1 and user_states_v1 of a day with the bundle of that day, or with the one at `bundle_path`.
+
+    full: score everyone anew, whatever earlier days left.
 
     Raises:
-        ContractError: sequences are missing or made with another vocabulary than the day's, or rows were lost;
-            then nothing is published.
+        ContractError: sequences are missing or made with another vocabulary than the day's, what an earlier day left
+            is torn, or rows were lost; then nothing is published.
         ModelError: the bundle is damaged or was not made for these sequences; raised before any row is scored.
     """
     store = Store(root)
     path = bundle_path or store.path("bundle", date)
     sequences = store.check(SEQUENCES, date, _MADE_BY)
     model_version = _check_fit(store, path, sequences)
+    basis = basis_of(sequences, model_version)
+    carry = None if full else latest_carry(store, date, basis, settings)
 
-    rows = read_sequences(spark, store, date)
-    n_users = sequences.rows if earlier_layer(sequences) is None else rows.count()
-    as_of = datetime.combine(date + timedelta(days=1), time(), UTC)
-    threads = int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1")
-    scored = score_users(
-        rows,
-        LoadBundle(path, model_version, threads),
+    layers = layers_of(store, date)
+    run = Run(as_of(date), model_version, _session_gap_s(sequences))
+    rows, is_everyone = read_sequences(spark, store, date), True
+    if carry is not None and carry.lies_below(layers):
+        rows, is_everyone = rows_since(spark, store, layers, carry.scores.dt, run.session_gap_s), False
+    folders = {contract: store.staging(contract.name, date) for contract in (SCORES, USER_STATES)}
+    for folder in folders.values():
+        store.fs.makedirs(folder, exist_ok=True)
+    plan = ScorePlan(
+        LoadBundle(path, model_version, int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1")),
         settings.scoring,
-        as_of,
-        model_version,
+        run,
+        int(carry.states.counters["buckets"]) if carry else _n_buckets(spark, layers, settings),
+        folders[SCORES],
+        folders[USER_STATES],
+        carry.earlier(store) if carry else None,
+        is_everyone,
     )
-    observed = Observation("scores")
-    staged = store.staging(SCORES.name, date)
+    came = Observation("sequences")
     try:
-        scored.observe(observed, *_counts()).write.mode("error").parquet(staged)
+        written, counts = write_scores(rows.observe(came, *_came()), plan)
     except (PySparkException, Py4JJavaError) as error:
         raise _raised_by_worker(error) from error
-    counters: dict[str, Any] = {name: int(n or 0) for name, n in observed.get.items()}
-    if counters["rows"] != n_users:
-        raise ContractError(
-            f"{SCORES.name} of {date} would have {counters['rows']:,} rows, but {SEQUENCES.name} has "
-            f"{n_users:,} users. Nothing was published. This is a defect of the scorer, not of the data."
-        )
-    del counters["rows"]
-    counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
+    _check_rows(counts, came.get, carry, is_everyone, date)
+
+    for contract, folder in folders.items():
+        store.keep_only(folder, written)
+        store.write_empty(contract, folder)
     inputs = {f"{SEQUENCES.name}/{date}": sequences.hash, f"bundle/{model_version}": _file_hash(f"{path}/{MANIFEST}")}
-    lineage = Lineage(inputs, config_hash(settings.scoring), counters)
-    return store.publish(SCORES, date, staged, lineage, time_column=c.AS_OF)
+    if carry is not None:
+        inputs |= {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in (carry.scores, carry.states)}
+    hashed = config_hash(settings.scoring)
+    counters: dict[str, Any] = {name: counts[name] for name in _COUNTED}
+    counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
+    scores = store.publish(SCORES, date, folders[SCORES], Lineage(inputs, hashed, counters), time_column=c.AS_OF)
+    inputs[f"{SCORES.name}/{date}"] = scores.hash
+    lineage = Lineage(inputs, hashed, {**basis, "buckets": plan.n_buckets})
+    store.publish(USER_STATES, date, folders[USER_STATES], lineage, time_column=c.LAST_TIME)
+    return scores
+
+
+def _session_gap_s(sequences: Manifest) -> int:
+    """The silence that ends a session, as the codes of these sequences have it."""
+    edges_s, new_session_gap = sequences.counters["gap_edges_s"], sequences.counters["new_session_gap"]
+    return int(edges_s[new_session_gap - c.FIRST_GAP - 1])
+
+
+def _n_buckets(spark: SparkSession, layers: Sequence[Manifest], settings: Settings) -> int:
+    """A power of two, so that each bucket has about `bucket_users` users or fewer, and each core a bucket."""
+    n_users = layers[-1].rows  # the layer that holds everyone; newcomers since are few
+    wanted = -(-n_users // settings.scoring.bucket_users)
+    return power_of_two(max(spark.sparkContext.defaultParallelism, wanted))
+
+
+def _came() -> list[Column]:
+    """What came from the sequences: rows, and users who are still there."""
+    return [F.count(F.lit(1)).alias("rows"), F.count(F.when(F.col(c.LENGTH) > 0, 1)).alias("users")]
+
+
+def _check_rows(
+    counts: Mapping[str, int], came: Mapping[str, int], carry: Carry | None, is_everyone: bool, date: date
+) -> None:
+    """Every row that came was read, and everyone is there who came or was there before and has not gone."""
+    n_came, expected = int(came["rows"] or 0), int(came["users"] or 0)
+    if carry is not None and not is_everyone:
+        expected = carry.scores.rows - counts[GONE] + counts[NEWCOMERS]
+    if counts["read"] != n_came or counts["rows"] != expected:
+        raise ContractError(
+            f"{SCORES.name} of {date} would have {counts['rows']:,} rows, of {counts['read']:,} rows of "
+            f"{SEQUENCES.name}, but there are {expected:,} users, and {n_came:,} such rows. Nothing was published. "
+            "This is a defect of the scorer, not of the data."
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +156,7 @@ class LoadBundle:
     def __call__(self) -> Scorer:
         """Load the model; a ModelError where the bundle is not the one that the run started with."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads: errors, not build notes
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # its matrix products are faster on CPUs
         from model.predict import Predictor  # TensorFlow: in the worker only
 
         predictor = Predictor.load(self.path, self.threads)
@@ -110,11 +174,14 @@ class _BundleScorer:
     def __init__(self, predictor: Any) -> None:
         bundle: Bundle = predictor.bundle
         self.length = bundle.sizes.length
+        self.state_floats: int = predictor.state_floats
+        self.is_recurrent: bool = predictor.is_recurrent
+        self.new_session_gap = bundle.sizes.new_session_gap
         self.items, self.categories = (
             Names(pa.array(bundle.vocabulary[kind], pa.string()), np.array(bundle.counts[kind], np.int64))
             for kind in (c.KIND_ITEM, c.KIND_CATEGORY)
         )
-        self.top = predictor.top
+        self.advance, self.top_of = predictor.advance, predictor.top_of
 
 
 def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
@@ -147,19 +214,6 @@ def _rows(store: Store, path: str) -> pa.Table:
         return pq.ParquetFile(file).read(columns=[c.KIND, c.TOKEN, c.ID, c.COUNT])
 
 
-def _counts() -> list[Column]:
-    """What the manifest says about the rows: how many, by provenance, and how many interests by trend."""
-    by_provenance = [
-        F.count(F.when(F.col(c.PROVENANCE) == name, 1)).alias(f"from_{name}") for name in (FROM_MODEL, FROM_POPULARITY)
-    ]
-
-    def interests(trend: str) -> Column:
-        return F.sum(F.size(F.filter(c.INTERESTS, lambda interest: interest[c.TREND] == trend))).alias(trend)
-
-    by_trend = [interests(trend) for trend in TRENDS]
-    return [F.count(F.lit(1)).alias("rows"), *by_provenance, *by_trend]
-
-
 def _file_hash(path: str) -> str:
     with fsspec.open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:16]
@@ -174,21 +228,27 @@ def _raised_by_worker(error: Exception) -> Exception:
 
 def summary(manifest: Manifest) -> str:
     """One line for people."""
-    trends = ", ".join(f"{manifest.counters[trend]:,} {trend}" for trend in TRENDS)
+    counted = manifest.counters
+    trends = ", ".join(f"{counted[trend]:,} {trend}" for trend in TRENDS)
     return (
-        f"{manifest.rows:,} users, {manifest.counters[f'from_{FROM_POPULARITY}']:,} by popularity; interests: {trends}"
+        f"{manifest.rows:,} users, {counted[f'from_{FROM_POPULARITY}']:,} by popularity; interests: {trends}; "
+        f"{counted[CARRIED]:,} carried, {counted[ASKED_AGAIN] + counted[ADVANCED]:,} scored from their states, "
+        f"{counted[REPLAYED]:,} from their sequences"
     )
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser("score", "Score every user with a model bundle; writes scores_v1.")
+    parser = stage_parser("score", "Score every user with a model bundle; writes scores_v1 and user_states_v1.")
     parser.add_argument("--bundle", metavar="DIR", help="the model bundle (default: ROOT/bundle/dt=DATE)")
+    parser.add_argument(
+        "--full", action="store_true", help="score everyone anew, whatever scores and states of earlier days there are"
+    )
 
     def work(arguments: argparse.Namespace) -> None:
         settings = load_settings(arguments.conf, arguments.set)
         spark = spark_session("score")
-        say(summary(score(spark, settings, arguments.root, arguments.date, arguments.bundle)))
+        say(summary(score(spark, settings, arguments.root, arguments.date, arguments.bundle, arguments.full)))
 
     return run_job(work, parser, argv)
 

@@ -13,7 +13,7 @@ from features import columns as c
 from features.contracts import SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, ContractError, conform
 from features.partitions import partitions_for
 from features.sequences import SCORE, cutoffs_for, encode_events, moved_back, user_windows
-from features.windows import Cutoffs
+from features.window_rows import Cutoffs
 from jobs import histories
 from jobs.cli import run_job, say, stage_parser
 from jobs.history import events_until
@@ -61,6 +61,8 @@ def build_sequences(
         "test_cutoff": _iso(cutoffs.test_us),
         "embargo_days": spec.split.embargo_days,
         "world_sizes": list(spec.world_sizes),
+        "horizons_days": list(spec.horizons_days),
+        "ahead_events": spec.ahead_events,
     }
     hashed = config_hash(spec, settings.sessions)
     scoring = spark.read.schema(TRAINING_SEQUENCES.schema).parquet(f"{staged}/{c.SPLIT}={SCORE}")

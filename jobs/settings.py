@@ -11,12 +11,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from features.denoising import DenoisingSpec
 from features.events import CleaningSpec
+from features.input_quality import InputQualitySpec
 from features.scoring import ScoringSpec
 from features.sequences import SequencesSpec
 from features.sessions import SessionsSpec
 from features.simulation import SimulationSpec
 from features.vocabulary import VocabularySpec
+from jobs.nightly_spec import NightlySpec, RetentionSpec
 from model.evaluation import EvaluationSpec
+from model.gate import GateSpec
 from model.spec import NetworkSpec, TrackingSpec, TrainingSpec
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -42,6 +45,10 @@ class Settings(BaseModel):
     tracking: TrackingSpec
     evaluation: EvaluationSpec
     scoring: ScoringSpec
+    nightly: NightlySpec
+    input_quality: InputQualitySpec
+    gate: GateSpec
+    retention: RetentionSpec
 
     @model_validator(mode="after")
     def _sessions_show_in_gaps(self) -> Self:
@@ -50,6 +57,16 @@ class Settings(BaseModel):
             raise ValueError(
                 f"sequences.gap_edges_s = {list(edges)} does not hold sessions.gap_s = {gap_s}: the model could "
                 f"not see where a session starts. Add {gap_s} to the edges"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _anchors_lie_in_rows(self) -> Self:
+        events, length = self.scoring.anchor_events, self.sequences.length
+        if events > length:
+            raise ValueError(
+                f"scoring.anchor_events = {events} is more than sequences.length = {length}: a context would be empty. "
+                "Lower it"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Scoring sequences night by night, from histories and layers, against the whole log encoded at once."""
+"""Nights against everything at once: scoring sequences from histories and layers, scores from last night's states."""
 
 import shutil
 from datetime import date, timedelta
@@ -13,17 +13,21 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.contracts import HISTORIES, SEQUENCES, SESSIONS
+from features.contracts import HISTORIES, SCORES, SEQUENCES, SESSIONS, USER_STATES, VOCABULARY, ContractError
 from features.histories import buckets_of, spark_hash
+from features.states import OUTCOMES
 from jobs import histories
 from jobs.bucket_files import GONE, BucketPlan, _write_share, shares_of
 from jobs.histories import build_scoring_sequences
 from jobs.layers import earlier_layer, layers_of, read_sequences
+from jobs.score import score
 from jobs.sequences import build_sequences
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, load_settings
 from jobs.store import Manifest, Store
 from jobs.vocabulary import build_vocabulary
+from model.bundle import Bundle, Reports, save_bundle, vocabulary_lists
+from model.spec import NetworkSpec, Sizes
 from tests.logs import SOURCE, line, write_log
 
 FIRST = date(2024, 3, 1)
@@ -183,3 +187,149 @@ def test_buckets_are_those_of_sparks_hash(spark: SparkSession) -> None:
     theirs = spark.createDataFrame([(user,) for user in users], "user string").select(F.hash("user")).collect()
     assert spark_hash(pa.array(users)).tolist() == [row[0] for row in theirs]
     assert set(buckets_of(pa.array(users), 4)) <= {0, 1, 2, 3}
+
+
+def bundle(root: Path, settings: Settings, seed: int) -> str:
+    """Path of a model with random weights for the vocabulary of the first day."""
+    from model.network import Network
+
+    folder = root / VOCABULARY.name / f"dt={FIRST}"
+    tokens, counts = vocabulary_lists(pa.concat_tables([pq.read_table(file) for file in folder.glob("*.parquet")]))
+    spec, edges_s = settings.sequences, settings.sequences.gap_edges_s
+    sizes = Sizes(
+        items=len(tokens[c.KIND_ITEM]),
+        categories=len(tokens[c.KIND_CATEGORY]),
+        length=spec.length,
+        gap_codes=c.FIRST_GAP + len(edges_s) + 1,
+        new_session_gap=spec.new_session_gap(settings.sessions.gap_s),
+    )
+    network_spec = NetworkSpec.model_validate({**settings.network.model_dump(), "units": 8, "layers": 2})
+    network = Network(network_spec, sizes, seed)
+    weights = {name: weight.numpy() for name, weight in network.weights.items()}
+    weights["query/shift"] = np.linspace(-1, 1, weights["query/shift"].size, dtype=np.float32).reshape(3, 8)
+    made = Bundle(network_spec, sizes, edges_s, tokens, counts, weights, "", "data", "another day's", "code")
+    path = str(root / f"bundle-{seed}")
+    save_bundle(path, str(FIRST), made, Reports("", {}, []))
+    return path
+
+
+@pytest.fixture(scope="module")
+def scored(
+    spark: SparkSession, settings: Settings, nights: tuple[Path, dict[date, Manifest]]
+) -> tuple[Path, dict[date, Manifest]]:
+    """The root with scores of every night, each from the states of the one before, and their manifests."""
+    root, _ = nights
+    model = bundle(root, settings, seed=1)
+    return root, {day: score(spark, settings, str(root), day, model) for day in NIGHTS}
+
+
+def scores_of(root: Path, day: date) -> dict[str, dict[str, Any]]:
+    """By user: what depends on no rounding, and log-probabilities of all items and listed interests."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in (root / SCORES.name / f"dt={day}").glob("*.parquet"):
+        for row in pq.ParquetFile(file).read().to_pylist():
+            assert row[c.USER_ID] not in found
+            found[row[c.USER_ID]] = row
+    return found
+
+
+def assert_same_scores(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[str, Any]]) -> None:
+    assert mine.keys() == theirs.keys()
+    for user, row in mine.items():
+        other = theirs[user]
+        for name in (c.AS_OF, c.MODEL_VERSION, c.PROVENANCE):
+            assert row[name] == other[name]
+        for name, token in ((c.ITEMS, c.ITEM_ID), (c.INTERESTS, c.CATEGORY_ID)):
+            ours, peers = ({e[token]: np.log(e[c.PROBABILITY]) for e in of[name]} for of in (row, other))
+            assert ours == pytest.approx(peers, abs=1e-4)
+        assert [(e[c.CATEGORY_ID], e[c.PAST_SHARE], e[c.TREND]) for e in row[c.INTERESTS]] == [
+            (e[c.CATEGORY_ID], e[c.PAST_SHARE], e[c.TREND]) for e in other[c.INTERESTS]
+        ]
+
+
+def outcomes(manifest: Manifest) -> dict[str, int]:
+    return {name: manifest.counters[name] for name in OUTCOMES if manifest.counters[name]}
+
+
+def test_each_nights_scores_are_those_of_scoring_everyone_anew(
+    spark: SparkSession, settings: Settings, scored: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root, _ = scored
+    anew = tmp_path / "anew"
+    shutil.copytree(root, anew, ignore=shutil.ignore_patterns(SCORES.name, USER_STATES.name))
+    all_scores = {}
+    for day in NIGHTS:
+        full = score(spark, settings, str(anew), day, str(root / "bundle-1"), full=True)
+        assert outcomes(full) == {"replayed": len(USERS), **({"newcomers": len(USERS)})}
+        all_scores[day] = scores_of(root, day)
+        assert_same_scores(all_scores[day], scores_of(anew, day))
+    assert len({str(row[c.ITEMS]) for row in all_scores[NIGHTS[-1]].values()}) == len(USERS)
+
+
+def test_a_night_reads_new_events_only(scored: tuple[Path, dict[date, Manifest]]) -> None:
+    _, made = scored
+    assert outcomes(made[FIRST]) == {"replayed": len(USERS), "newcomers": len(USERS)}
+    for day in NIGHTS[1:]:
+        counts = outcomes(made[day])
+        assert sum(counts.values()) == len(USERS)
+        assert counts["carried"] >= len(USERS) - 6  # three users have events, some of the day before become silent
+        assert f"{USER_STATES.name}/{day - timedelta(days=1)}" in made[day].inputs
+    together = {name for day in NIGHTS[1:] for name in outcomes(made[day])}
+    assert {"carried", "replayed"} <= together
+
+
+def test_another_model_or_vocabulary_or_coding_rebuilds(
+    spark: SparkSession,
+    settings: Settings,
+    scored: tuple[Path, dict[date, Manifest]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, day = tmp_path / "copy", NIGHTS[-1]
+    shutil.copytree(scored[0], root)
+    everyone = {"replayed": len(USERS), "newcomers": len(USERS)}
+    capsys.readouterr()
+
+    def again(model: str, with_settings: Settings) -> tuple[dict[str, int], str]:
+        manifest = score(spark, with_settings, str(root), day, model)
+        said = capsys.readouterr()
+        return outcomes(manifest), said.out + said.err
+
+    assert again(str(root / "bundle-1"), settings)[0] == outcomes(scored[1][day])
+    found, said = again(bundle(root, settings, seed=2), settings)
+    assert found == everyone
+    assert "no earlier states can be carried (those of 2024-03-04: model_version is 2024-03-01-" in said
+    listed = settings.scoring.model_copy(update={"top_k_items": 5})
+    found, said = again(str(root / "bundle-1"), settings.model_copy(update={"scoring": listed}))
+    assert found == everyone
+    assert "the section scoring of the configuration has changed" in said
+    build_vocabulary(spark, settings, str(root), day)
+    build_scoring_sequences(spark, settings, str(root), day)
+    found, said = again(str(root / "bundle-1"), settings)
+    assert found == everyone
+    assert "vocabulary is ['2024-03-05'" in said
+
+
+def test_sequences_written_anew_still_find_their_states(
+    spark: SparkSession, settings: Settings, scored: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root, day = tmp_path / "copy", NIGHTS[-1]
+    shutil.copytree(scored[0], root)
+    shutil.rmtree(root / HISTORIES.name)
+    assert earlier_layer(build_scoring_sequences(spark, settings, str(root), day)) is None
+    manifest = score(spark, settings, str(root), day, str(root / "bundle-1"))
+    assert outcomes(manifest) == outcomes(scored[1][day])
+    assert_same_scores(scores_of(root, day), scores_of(scored[0], day))
+
+
+def test_torn_states_are_refused(
+    spark: SparkSession, settings: Settings, scored: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root, day = tmp_path / "copy", NIGHTS[-1]
+    shutil.copytree(scored[0], root)
+    sorted((root / USER_STATES.name / f"dt={NIGHTS[-2]}").glob("*.parquet"))[0].unlink()
+    before = Store(str(root)).manifest(SCORES.name, day, "").hash
+    with pytest.raises(ContractError, match=f"dt={NIGHTS[-2]}/bucket-.* is missing.*torn.*jobs/score.py --full"):
+        score(spark, settings, str(root), day, str(root / "bundle-1"))
+    assert Store(str(root)).manifest(SCORES.name, day, "").hash == before
+    assert outcomes(score(spark, settings, str(root), day, str(root / "bundle-1"), full=True))["replayed"] == len(USERS)

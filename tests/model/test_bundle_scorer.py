@@ -1,32 +1,41 @@
 """Scoring with a real bundle: the seam passes on what the predictor says, under the names of the bundle."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from features import columns as c
-from features.scoring import score_batch
 from jobs.score import LoadBundle
 from model.bundle import Bundle, Reports, save_bundle
 from model.errors import ModelError
 from model.spec import NetworkSpec, Sizes
-from tests.spark.test_scoring import ARROW_SCHEMA, LENGTH, SPEC, history
+from tests.spark.test_scoring import LENGTH, SPEC, history, scores
 
-SIZES = Sizes(items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4)
+SIZES = Sizes(
+    items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4, session_gap_s=1800, horizons_days=(1,)
+)
 NETWORK = NetworkSpec(
     cell="lstm",
     units=4,
     layers=1,
+    layer_norm=False,
+    cnn_kernel=3,
+    inputs="concat",
     item_dim=4,
     category_dim=3,
     action_dim=2,
     gap_dim=2,
     hour_dim=2,
+    session_dim=0,
+    position_dim=0,
+    session_positions=4,
+    oov_from_category=False,
     embedding_dropout=0.0,
     hidden_dropout=0.0,
     query_dropout=0.0,
     full_softmax_max_items=100,
     sparse_min_items=0,
+    return_bins_h=(1, 24),
+    back_hours=(24,),
 )
 
 
@@ -49,12 +58,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_rows_say_what_the_predictor_says(saved: tuple[str, str]) -> None:
     scorer = LoadBundle(*saved, threads=1)()
     past = [history("a", [2, 3, 8], [2, 3, 5]), history("b", [5], [4]), history("unknown", [1], [1])]
-    batch = pa.RecordBatch.from_pylist(past, schema=ARROW_SCHEMA)
-    rows = {row[c.USER_ID]: row for part in score_batch(batch, scorer, SPEC) for row in part.to_pylist()}
+    rows = scores(past, scorer)
 
     channels = {name: np.array([row[name] for row in past], np.int32) for name in c.CHANNELS}
     length, next_gap = (np.array([row[name] for row in past], np.int32) for name in (c.LENGTH, c.NEXT_GAP))
-    item_ids, item_p, category_ids, _ = scorer.top(channels, length, next_gap, SPEC.top_k_items, SPEC.top_k_interests)
+    state = scorer.advance(channels, length, np.zeros((len(past), scorer.state_floats), np.float32))
+    item_ids, item_p, category_ids, _ = scorer.top_of(state, next_gap, SPEC.top_k_items, SPEC.top_k_interests)
     for at, user in enumerate(("a", "b")):
         assert rows[user][c.PROVENANCE] == "model"
         assert [item[c.ITEM_ID] for item in rows[user][c.ITEMS]] == [f"i{i}" for i in item_ids[at]]

@@ -1,11 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features import columns as c
+from features.contexts import after_events
 from model.bundle import save_bundle
 from model.errors import ModelError
+from model.network import Network
 from model.predict import Predictor
 from tests.model import tables
 from tests.model.test_bundle import REPORTS, bundle
@@ -80,3 +83,65 @@ def test_ids_and_shapes_of_another_encoding_are_refused(predictor: Predictor):
         predictor.probabilities({**channels, c.ITEM: channels[c.ITEM] * 0 + 22}, length, next_gap)
     with pytest.raises(ModelError, match=r"Column hour has shape \[4, 7\]"):
         predictor.probabilities({**channels, c.HOUR: channels[c.HOUR][:, :7]}, length, next_gap)
+
+
+def _state(predictor: Predictor, n: int) -> np.ndarray:
+    return np.zeros((n, predictor.state_floats), np.float32)
+
+
+def test_a_state_carried_over_any_cut_equals_the_whole_read_at_once(predictor: Predictor):
+    channels, length, next_gap = _rows(300)
+    whole = predictor.advance(channels, length, _state(predictor, 300))
+    first = np.random.default_rng(2).integers(0, length + 1).astype(np.int32)  # 0: nothing before; length: nothing new
+    rest = after_events(channels, first.astype(np.int64))
+    carried = predictor.advance(rest, length - first, predictor.advance(channels, first, _state(predictor, 300)))
+    assert {0, 1} <= set((length - first).tolist())
+    np.testing.assert_allclose(carried, whole, atol=1e-5)
+    for state in (whole, carried):
+        top = predictor.top_of(state, next_gap, k_items=20, k_categories=4)
+        items, categories = predictor.probabilities(channels, length, next_gap)
+        for full, ids, p in ((items, top.item_ids, top.item_p), (categories, top.category_ids, top.category_p)):
+            np.testing.assert_allclose(np.log(p), np.log(np.take_along_axis(full, ids, axis=1)), atol=1e-4)
+
+
+def test_lengths_and_numbers_of_rows_are_traced_once(predictor: Predictor):
+    for n in (1, 31, 33, 300):
+        channels, length, next_gap = _rows(n)
+        for least in (1, 5):
+            state = predictor.advance(channels, np.minimum(length, least), _state(predictor, n))
+            predictor.top_of(state, next_gap, k_items=least, k_categories=2)
+    assert predictor._advance.experimental_get_tracing_count() == 1
+    assert predictor._top.experimental_get_tracing_count() == 1
+
+
+def test_a_row_without_events_keeps_its_state_and_others_do_not_see_it(predictor: Predictor):
+    channels, length, _ = _rows(4)
+    before = np.random.default_rng(3).normal(0, 0.1, (4, predictor.state_floats)).astype(np.float32)
+    kept = before.copy()
+    after = predictor.advance(channels, np.array([0, length[1], 0, length[3]], np.int32), before)
+    np.testing.assert_array_equal(before, kept)
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    alone = predictor.advance({name: rows[1:2] for name, rows in channels.items()}, length[1:2], before[1:2])
+    np.testing.assert_allclose(after[1], alone[0], atol=1e-6)
+    assert np.abs(after[1] - before[1]).max() > 1e-3
+
+
+def test_two_layers_carry_both(tmp_path: Path):
+    network = Network(tables.NETWORK.model_copy(update={"layers": 2}), tables.SIZES, seed=5)
+    deep = replace(
+        bundle(), spec=network.spec, weights={name: weight.numpy() for name, weight in network.weights.items()}
+    )
+    save_bundle(str(tmp_path / "deep"), "2024-06-30", deep, REPORTS)
+    predictor = Predictor.load(str(tmp_path / "deep"))
+    channels, length, _ = _rows(20)
+    assert predictor.state_floats == 4 * tables.NETWORK.units
+    whole = predictor.advance(channels, length, _state(predictor, 20))
+    first = np.ones(20, np.int64)
+    carried = predictor.advance(channels, first.astype(np.int32), _state(predictor, 20))
+    carried = predictor.advance(after_events(channels, first), length - 1, carried)
+    np.testing.assert_allclose(carried, whole, atol=1e-5)
+
+
+def test_states_of_another_model_are_refused(predictor: Predictor):
+    with pytest.raises(ModelError, match=r"States have shape \[3, 8\], model .* takes \[3, 64\]"):
+        predictor.top_of(np.zeros((3, 8), np.float32), np.ones(3, np.int32), 2, 2)

@@ -103,6 +103,7 @@ def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) ->
     trends = [interest[c.TREND] for row in rows for interest in row[c.INTERESTS]]
     assert {name: manifest.counters[name] for name in set(trends)} == {name: trends.count(name) for name in set(trends)}
     assert job.summary(manifest).startswith("41 users, 1 by popularity; interests: ")
+    assert job.summary(manifest).endswith("; 0 carried, 0 scored from their states, 41 from their sequences")
 
 
 def test_a_night_scores_its_layer_and_the_users_below_it(spark: SparkSession, root: str) -> None:
@@ -169,9 +170,11 @@ def test_an_error_in_a_worker_arrives_as_itself(
 
 
 def test_lost_rows_are_not_published(spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(*arguments: Any) -> DataFrame:
-        return whole(*arguments).where(f"{c.USER_ID} <> 'u3'")
+    def forgetful(sequences: DataFrame, plan: Any) -> Any:
+        return whole(sequences.where(f"{c.USER_ID} <> 'u3'"), plan)
 
-    whole = job.score_users
-    monkeypatch.setattr(job, "score_users", forgetful)
-    refused(spark, root, ContractError, "would have 40 rows, but sequences_v1 has 41 users. Nothing was published")
+    whole = job.write_scores
+    monkeypatch.setattr(job, "write_scores", forgetful)
+    refused(
+        spark, root, ContractError, "would have 40 rows, of 40 rows of sequences_v1, but there are 41 users.*Nothing"
+    )

@@ -1,8 +1,7 @@
-"""Scoring through a fake scorer: what a row says, and that every user comes out once, whatever the cut."""
+"""Scoring through a fake scorer: what a row says, and that every user comes out once, whatever the buckets."""
 
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
-from features.contracts import SCORES, SEQUENCES, ContractError
-from features.scoring import Names, ScoringSpec, score_batch, score_users
+from features.contracts import SEQUENCES, ContractError
+from features.scoring import HISTORY_COLUMNS, Names, ScoringSpec
+from features.states import Run, score_share
+from jobs.score_files import ScorePlan, write_scores
 
 LENGTH = 4
 AS_OF = datetime(2024, 3, 2, tzinfo=UTC)
@@ -32,6 +34,8 @@ SPEC = ScoringSpec(
     rising_ratio=1.5,
     fading_ratio=0.6,
     batch_rows=2,
+    bucket_users=100,
+    anchor_events=1,
 )
 # By id; 0 and 1 are PAD and OOV.
 ITEM_P = np.array([0, 0, 0.30, 0.25, 0.20, 0.15, 0.10], np.float32)
@@ -44,22 +48,41 @@ def names(prefix: str) -> Names:
 
 
 class FakeScorer:
-    """The same distribution for everyone, unless `by_last`: then the ids move on by the last item's id."""
+    """The same distribution for everyone, unless `by_past`: then the ids move on by what the state has read.
 
-    def __init__(self, by_last: bool = False) -> None:
+    A state is the last item, how many events were read, and a digest of them, which depends on their order.
+    """
+
+    is_recurrent = True
+    state_floats = 3
+
+    def __init__(self, by_past: bool = False, new_session_gap: int = 4) -> None:
         self.length = LENGTH
+        self.new_session_gap = new_session_gap
         self.items = names("i")
         self.categories = names("c")
-        self.by_last = by_last
+        self.by_past = by_past
         self.calls: list[tuple[int, int]] = []
+        self.n_read = 0
 
-    def top(
-        self, channels: dict[str, Any], length: Any, next_gap: Any, k_items: int, k_categories: int
-    ) -> tuple[Any, Any, Any, Any]:
+    def advance(self, channels: dict[str, Any], length: Any, state: Any) -> Any:
         assert all(channels[name].shape == (len(length), LENGTH) for name in c.CHANNELS)
-        assert next_gap.shape == length.shape
-        self.calls.append((len(length), k_items))
-        shift = channels[c.ITEM][np.arange(len(length)), length - 1] if self.by_last else np.zeros_like(length)
+        state = state.copy()
+        for position in range(LENGTH):
+            is_event = position < length
+            codes = sum((7 + at) * channels[name][:, position] for at, name in enumerate(c.CHANNELS))
+            after = np.stack([channels[c.ITEM][:, position], state[:, 1] + 1, (state[:, 2] * 31 + codes) % 997], axis=1)
+            state = np.where(is_event[:, None], after, state).astype(np.float32)
+            self.n_read += int(is_event.sum())
+        return state
+
+    def top_of(self, state: Any, next_gap: Any, k_items: int, k_categories: int) -> tuple[Any, Any, Any, Any]:
+        assert next_gap.shape == (len(state),)
+        assert (state[:, 1] > 0).all()
+        self.calls.append((len(state), k_items))
+        shift = np.zeros(len(state), np.int64)
+        if self.by_past:
+            shift = state[:, 2].astype(np.int64) + (next_gap >= self.new_session_gap)
         return *self._rows(ITEM_P, k_items, shift), *self._rows(CATEGORY_P, k_categories, shift)
 
     @staticmethod
@@ -80,7 +103,7 @@ class MakeFake:
         if self.folder:
             with (Path(self.folder) / str(os.getpid())).open("a") as file:
                 file.write("loaded\n")
-        return FakeScorer(by_last=True)
+        return FakeScorer(by_past=True)
 
 
 # Spark's Python workers cannot import a test file: they get its code with the task.
@@ -107,22 +130,21 @@ def history(user: str, items: list[int], categories: list[int], seen: list[int] 
     }
 
 
-ARROW_SCHEMA = pa.schema(
-    [
-        (c.USER_ID, pa.string()),
-        (c.LENGTH, pa.int32()),
-        *((name, pa.list_(pa.int32())) for name in c.CHANNELS),
-        (c.NEXT_GAP, pa.int32()),
-        (c.SEEN_ITEMS, pa.list_(pa.int32())),
-    ]
-)
+RUN = Run(AS_OF, "v7", session_gap_s=1800)
+
+
+def table(histories: list[dict[str, Any]]) -> pa.Table:
+    """Rows of sequences_v1 as a task gets them."""
+    schema = to_arrow_schema(SEQUENCES.schema)
+    return pa.Table.from_pylist(histories, schema=schema).select(list(HISTORY_COLUMNS))
 
 
 def scores(histories: list[dict[str, Any]], scorer: FakeScorer | None = None, **over: Any) -> dict[str, dict[str, Any]]:
     """Score without Spark: user → row."""
     spec = ScoringSpec.model_validate({**SPEC.model_dump(), **over})
-    batch = pa.RecordBatch.from_pylist(histories, schema=ARROW_SCHEMA)
-    rows = [row for part in score_batch(batch, scorer or FakeScorer(), spec) for row in part.to_pylist()]
+    scored = score_share(table(histories), None, True, scorer or FakeScorer(), spec, RUN)
+    rows = scored.scores.to_pylist()
+    assert scored.states[c.USER_ID].to_pylist() == [row[c.USER_ID] for row in rows]
     by_user = {row[c.USER_ID]: row for row in rows}
     assert len(by_user) == len(rows)
     return by_user
@@ -150,39 +172,41 @@ def sequences(spark: SparkSession) -> DataFrame:
     return spark.createDataFrame(many_histories(), SEQUENCES.schema)
 
 
-def test_every_user_comes_out_once_under_the_contract(sequences: DataFrame) -> None:
-    scored = score_users(sequences, MakeFake(), SPEC, AS_OF, "v7")
-    assert scored.schema.simpleString() == SCORES.schema.simpleString()
-    rows = scored.select(c.USER_ID, F.unix_timestamp(c.AS_OF).alias("as_of_s"), c.MODEL_VERSION, c.PROVENANCE).collect()
-    assert sorted(row[c.USER_ID] for row in rows) == sorted(f"u{user}" for user in range(40))
-    assert {tuple(row[1:]) for row in rows} == {(int(AS_OF.timestamp()), "v7", "model")}
+def written(sequences: DataFrame, folder: Path, n_buckets: int, maker: MakeFake, **over: Any) -> list[dict[str, Any]]:
+    """Score with Spark: rows of scores_v1, by user."""
+    places = [folder / f"{n_buckets}-{len(over)}" / name for name in ("scores", "states")]
+    for place in places:
+        place.mkdir(parents=True)
+    spec = ScoringSpec.model_validate({**SPEC.model_dump(), **over})
+    plan = ScorePlan(maker, spec, RUN, n_buckets, *map(str, places), earlier=None, is_everyone=True)
+    paths, counts = write_scores(sequences, plan)
+    rows = [row for path in sorted(paths) if "scores" in path for row in pq.ParquetFile(path).read().to_pylist()]
+    assert counts["rows"] == counts["read"] == len(rows)
+    return sorted(rows, key=lambda row: row[c.USER_ID])
 
 
-def test_rows_do_not_depend_on_partitions_or_batches(sequences: DataFrame) -> None:
-    def rows(n_partitions: int, batch_rows: int) -> list[Any]:
-        spec = SPEC.model_copy(update={"batch_rows": batch_rows, "seen_items": "remove"})
-        scored = score_users(sequences.repartition(n_partitions), MakeFake(), spec, AS_OF, "v7")
-        return sorted(scored.collect())
-
-    expected = rows(1, 100)
+def test_every_user_comes_out_once_whatever_the_buckets_and_batches(sequences: DataFrame, tmp_path: Path) -> None:
+    expected = written(sequences, tmp_path, 1, MakeFake(), batch_rows=100, seen_items="remove")
+    assert [row[c.USER_ID] for row in expected] == sorted(f"u{user}" for user in range(40))
+    assert {(row[c.AS_OF], row[c.MODEL_VERSION], row[c.PROVENANCE]) for row in expected} == {(AS_OF, "v7", "model")}
     assert len({str(row[c.ITEMS]) for row in expected}) > 1
-    assert rows(3, 2) == expected
+    assert written(sequences.repartition(3), tmp_path, 8, MakeFake(), seen_items="remove") == expected
 
 
-def test_spark_and_plain_arrow_agree(sequences: DataFrame) -> None:
-    plain = scores(many_histories(), FakeScorer(by_last=True))
-    for row in score_users(sequences, MakeFake(), SPEC, AS_OF, "v7").collect():
-        found = {name: row.asDict(recursive=True)[name] for name in plain[row[c.USER_ID]]}
-        assert found == plain[row[c.USER_ID]]
+def test_spark_and_plain_arrow_agree(sequences: DataFrame, tmp_path: Path) -> None:
+    plain = scores(many_histories(), FakeScorer(by_past=True))
+    assert written(sequences, tmp_path, 2, MakeFake()) == [plain[user] for user in sorted(plain)]
 
 
 def test_the_model_is_loaded_once_in_each_worker_process(sequences: DataFrame, tmp_path: Path) -> None:
-    for _ in range(2):
-        score_users(sequences.repartition(6), MakeFake(str(tmp_path)), SPEC, AS_OF, "v7").collect()
-    loads = [file.read_text().count("loaded") for file in tmp_path.iterdir()]
+    loaded = tmp_path / "loaded"
+    loaded.mkdir()
+    for n_buckets in (4, 8):
+        written(sequences, tmp_path, n_buckets, MakeFake(str(loaded)))
+    loads = [file.read_text().count("loaded") for file in loaded.iterdir()]
     assert loads
     assert set(loads) == {1}
-    assert len(loads) < 6  # twelve tasks shared the processes
+    assert len(loads) < 8  # twelve tasks shared the processes
 
 
 def test_trends_on_hand_made_histories() -> None:
@@ -288,8 +312,8 @@ def test_padding_and_unknown_are_never_listed() -> None:
 
 def test_a_scorer_that_answers_padding_cannot_slip_it_in() -> None:
     class Padded(FakeScorer):
-        def top(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
-            answers = super().top(*arguments)
+        def top_of(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+            answers = super().top_of(*arguments)
             answers[0][:, 0] = c.OOV
             answers[2][:, 0] = c.PAD
             return answers
@@ -305,11 +329,8 @@ def test_sequences_of_another_length_are_refused_by_name() -> None:
         scores([longer])
 
 
-def test_an_empty_batch_gives_nothing() -> None:
-    empty: Iterator[pa.RecordBatch] = score_batch(
-        pa.RecordBatch.from_pylist([], schema=ARROW_SCHEMA), FakeScorer(), SPEC
-    )
-    assert sum(part.num_rows for part in empty) == 0
+def test_no_rows_give_no_rows() -> None:
+    assert scores([]) == {}
 
 
 def test_depth_below_the_top_is_refused() -> None:

@@ -16,7 +16,8 @@ from features import columns as c
 from features.columns import CATEGORY, GAP, ITEM, MICROS, OOV
 from features.contracts import SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
 from features.sequences import ENCODED_EVENT
-from features.windows import Cutoffs, build_partition
+from features.window_rows import Cutoffs
+from features.windows import build_partition
 from jobs.evaluate import evaluate
 from jobs.evaluation_table import format_table, headline
 from jobs.settings import Settings
@@ -89,6 +90,8 @@ def rows():
         next_category=ids(3, 2, 2, 2),
         label_items=ragged([4, 4, 5], [2], [OOV, 3], [5]),
         label_categories=ragged([3, 3, 2], [2], [2, 3], [2]),
+        label_actions=ragged([2, 2, 6], [2], [2, 3], [2]),
+        label_times_us=ragged([10, 11, 12], [11], [12, 13], [13]),
         seen_items=ragged([2, 3], [3], [4], [4, 5]),
     )
 
@@ -311,7 +314,7 @@ def write_sequences(root, protocol="global_time", splits=c.SPLITS, tamper=None, 
     }
     events = pa.table({name: pa.array(columns[name]) for name in ENCODED_EVENT.names})
     cutoffs = Cutoffs(micros(VALID_AT), micros(TEST_AT), micros(END_AT), embargo_us=0)
-    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs)
+    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs, 4, c.DAY_S)
     windows = pa.Table.from_batches(list(made))
     store = Store(str(root))
     staged = store.staging(TRAINING_SEQUENCES.name, day)

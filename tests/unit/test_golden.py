@@ -13,6 +13,8 @@ JOBS = (
     "contracts",
     "doctor",
     "evaluate",
+    "nightly",
+    "publish",
     "run",
     "score",
     "search",

@@ -1,0 +1,144 @@
+"""Bulk scoring: the Spark job against one process on the same cores, and a night's carried states against all anew.
+
+Users have histories of log-normal length (median 18, a fifth beyond 50 events); the model has random weights. In a
+night a share of the users has a few more events. Scores from carried states are compared with those of everyone anew
+before any time counts. The JVM, the Python workers and the model in them are started before.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import monotonic
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
+
+from benchmarks.report import Row, in_turn, peak_memory, report
+from benchmarks.score_world import DAY, NIGHT, add_night, make_world
+from features import columns as c
+from features.contracts import SCORES, SEQUENCES
+from jobs.score import score
+from jobs.settings import Settings, load_settings
+from jobs.spark import spark_session
+
+_LIMIT_MIB = 6_144.0  # 2 million users are to be scored within it
+_MOST_APART = 1e-4  # of log-probabilities
+_SWAPPED = 1e-3  # share of places at which near ties may have changed places
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=__doc__)
+    parser.add_argument("--users", type=int, default=100_000, help="users (default: 100,000)")
+    parser.add_argument("--items", type=int, nargs="*", default=[20_000], help="sizes of the vocabulary")
+    parser.add_argument(
+        "--active", type=float, nargs="*", default=[1, 5, 20, 100], help="percent of users with new events in the night"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
+    arguments = parser.parse_args(argv)
+    settings, spark, rows = load_settings(), spark_session("benchmark"), []
+    for n_items in arguments.items:
+        with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
+            root = Path(place)
+            rows += _measured(spark, settings, root, n_items, arguments)
+    spark.stop()
+    report(rows, arguments.json)
+    return 0
+
+
+def _measured(
+    spark: SparkSession, settings: Settings, root: Path, n_items: int, arguments: argparse.Namespace
+) -> list[Row]:
+    n_users, n_runs = arguments.users, arguments.runs
+    bundle, case = make_world(root, n_users, n_items, settings), f"{n_users:,} users, {n_items:,} items"
+    score(spark, settings, str(root), DAY, bundle, full=True)  # starts the workers
+    ours, peers, peak_mib = [], [], 0.0
+    for _ in range(n_runs):
+        with peak_memory() as peak:
+            started = monotonic()
+            score(spark, settings, str(root), DAY, bundle, full=True)
+            ours.append(n_users / (monotonic() - started))
+        peak_mib = max(peak_mib, peak.mib)
+        peers.append(_in_one_process(root, bundle, n_users))
+    alone, forward_s, top_s = (median(peer[name] for peer in peers) for name in ("seconds", "forward_s", "top_s"))
+    rows = [
+        Row("score", case, "users_s", "1/s", median(ours), n_users / alone, "one process", "higher", n_runs, peak_mib),
+        Row(
+            "score", case, "top_k", "ms", top_s * 1e3, forward_s * 1e3, "forward of a batch", "lower", n_runs, peak_mib
+        ),
+        Row("score", case, "peak_rss", "MiB", peak_mib, _LIMIT_MIB, "the limit", "lower", n_runs, peak_mib),
+    ]
+    for percent in arguments.active:
+        n_active = add_night(root, n_users, n_items, percent / 100, settings)
+
+        def carried() -> object:
+            return score(spark, settings, str(root), NIGHT, bundle)
+
+        def anew() -> object:
+            return score(spark, settings, str(root), NIGHT, bundle, full=True)
+
+        found = []
+        for work in (anew, carried):
+            work()
+            kept = root / f"compared-{len(found)}"
+            (root / SCORES.name / f"dt={NIGHT}").rename(kept)
+            found.append(kept)
+        _check_equal(*found)
+        measured = in_turn({"carried": carried, "anew": anew}, n_runs)
+        seconds, peak_of_night = measured["carried"]
+        name = f"{percent:g} % active ({n_active:,})"
+        rows.append(
+            Row("state_carry", name, "time", "s", seconds, measured["anew"][0], "anew", "lower", n_runs, peak_of_night)
+        )
+    return rows
+
+
+def _in_one_process(root: Path, bundle: str, n_users: int) -> dict[str, float]:
+    sequences = str(root / SEQUENCES.name / f"dt={DAY}")
+    command = [sys.executable, "-m", "benchmarks.score_parts", bundle, sequences, str(os.cpu_count()), str(n_users)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"The forward in one process failed: {done.stderr.strip()[-2_000:]}")
+    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _check_equal(mine: Path, theirs: Path) -> None:
+    """Raise RuntimeError unless two folders hold the same scores, bucket by bucket; then remove both."""
+    files = sorted(file.name for file in mine.glob("*.parquet"))
+    if files != sorted(file.name for file in theirs.glob("*.parquet")):
+        raise RuntimeError("The scores compared lie in different buckets; no time counts.")
+    for file in files:
+        ours, peers = (pq.read_table(folder / file) for folder in (mine, theirs))
+        ours, peers = (table.take(pc.sort_indices(table[c.USER_ID])) for table in (ours, peers))
+        if not ours[c.USER_ID].equals(peers[c.USER_ID]) or not ours[c.AS_OF].equals(peers[c.AS_OF]):
+            raise RuntimeError(f"{file}: other users or another cutoff; no time counts.")
+        for column, token in ((c.ITEMS, c.ITEM_ID), (c.INTERESTS, c.CATEGORY_ID)):
+            lists = [pc.list_flatten(table[column]) for table in (ours, peers)]
+            p, q = (np.log(pc.struct_field(of, c.PROBABILITY).to_numpy()) for of in lists)
+            names = [pc.struct_field(of, token) for of in lists]
+            if len(p) != len(q) or np.abs(p - q).max(initial=0) > _MOST_APART or _unequal(*names) > _SWAPPED:
+                raise RuntimeError(f"{file}: {column} differ; no time counts.")
+    for folder in (mine, theirs):
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def _unequal(ours: pa.ChunkedArray, peers: pa.ChunkedArray) -> float:
+    """Share of places that hold different tokens."""
+    return 1.0 - float(pc.mean(pc.equal(ours, peers).cast(pa.float64())).as_py() or 1.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,263 @@
+"""Who is scored and from which state: what last night left is carried, and only what is new is read.
+
+A user costs what changed since: nothing for one without new events, the new events alone where the state is known, a
+whole context else. Which of these it is follows from hashes of what the state has read, not from what upstream says of
+a user; so a late event, which changes the past, makes the context be read again.
+
+Letters: n users scored, m users known before, L positions, Z numbers of a state.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from features import columns as c
+from features.contexts import after_events, contexts, row_hashes
+from features.contracts import USER_STATES, ContractError
+from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, ScoringSpec, histories_of, score_rows
+
+STATES_ARROW = to_arrow_schema(USER_STATES.schema)
+# What became of users. Those who are there: rows as they were; scored from the state as it was, from it and new
+# events, or from the whole context. Beside these: no longer there, and not there before.
+CARRIED, ASKED_AGAIN, ADVANCED, REPLAYED = "carried", "asked_again", "advanced", "replayed"
+GONE, NEWCOMERS = "gone", "newcomers"
+OUTCOMES = (CARRIED, ASKED_AGAIN, ADVANCED, REPLAYED, GONE, NEWCOMERS)
+
+Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of a run share. session_gap_s: a longer silence than that has ended a user's session."""
+
+    as_of: datetime
+    model_version: str
+    session_gap_s: int
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an earlier run with this model left of some users: the same ones in both tables, in the same order."""
+
+    scores: pa.Table
+    states: pa.Table
+    as_of: datetime
+    where: str
+
+
+class Scored(NamedTuple):
+    """Rows of scores_v1 and user_states_v1, the same users in the same order, and how many had which outcome."""
+
+    scores: pa.Table
+    states: pa.Table
+    outcomes: dict[str, int]
+
+
+class _Known(NamedTuple):
+    """States as arrays."""
+
+    last_time_us: Ints  # [m]
+    n_events: Ints  # [m]
+    events_hash: NDArray[np.uint64]  # [m]
+    row_hash: NDArray[np.uint64]  # [m]
+    state: Floats  # [m, Z]
+
+
+def score_share(
+    rows: pa.Table, before: Before | None, is_everyone: bool, scorer: Scorer, spec: ScoringSpec, run: Run
+) -> Scored:
+    """Score some users.
+
+    rows: their rows of sequences_v1 (`HISTORY_COLUMNS`); of everyone, or else of those at least whose events changed
+    since `before` or whose session ended meanwhile. A row of length 0 says that nothing is left of a user.
+
+    Raises:
+        ContractError: states are damaged or not this model's.
+    """
+    gone = rows[c.USER_ID].filter(pc.equal(rows[c.LENGTH], 0))
+    rows = rows.filter(pc.greater(rows[c.LENGTH], 0))
+    histories = histories_of(rows, scorer)
+    states = _known(before, scorer, run) if before is not None else _nothing_known(scorer)
+    users = before.states[c.USER_ID].combine_chunks() if before is not None else pa.array([], pa.string())
+    at = pc.index_in(histories.users, users).fill_null(-1).to_numpy()  # [n] row of the user's state, or -1
+    whole_row = row_hashes(histories.channels, histories.length, histories.seen)  # [n]
+    is_same = _is_same(histories, whole_row, at, states, before, scorer, run)  # [n]
+
+    stays = np.full(len(users), not is_everyone)  # [m]
+    stays[at[at >= 0]] = False
+    stays[pc.index_in(gone, users).drop_null().to_numpy()] = False
+    _check_silence(stays, states, before, run)
+    stays[at[is_same]] = True
+
+    todo = np.flatnonzero(~is_same)
+    new, outcomes = _scored(histories.take(todo), whole_row[todo], at[todo], states, scorer, spec, run)
+    n_stay, n_rescored = int(stays.sum()), int((at[todo] >= 0).sum())
+    outcomes |= {CARRIED: n_stay, GONE: len(users) - n_stay - n_rescored, NEWCOMERS: len(todo) - n_rescored}
+    if before is None:
+        return Scored(*new, outcomes)
+    kept = pa.array(stays)
+    scores, old_states = (table.filter(kept) for table in (before.scores, before.states))
+    as_of = pa.array([run.as_of], SCORES_ARROW.field(c.AS_OF).type).take(pa.array(np.zeros(len(scores), np.int8)))
+    scores = scores.set_column(scores.schema.get_field_index(c.AS_OF), SCORES_ARROW.field(c.AS_OF), as_of)
+    return Scored(pa.concat_tables([scores, new[0]]), pa.concat_tables([old_states, new[1]]), outcomes)
+
+
+def _is_same(
+    histories: Histories,
+    whole_row: NDArray[np.uint64],
+    at: Ints,
+    states: _Known,
+    before: Before | None,
+    scorer: Scorer,
+    run: Run,
+) -> Mask:
+    """Users whose scores of before would come out again: the same row, and as silent as then. → [n]."""
+    if before is None:
+        return np.zeros(len(at), bool)
+    known = at >= 0
+    if not known.any():
+        return known
+    was_silent = _is_silent(states.last_time_us, before.as_of, run)[at]
+    is_silent = histories.next_gap >= scorer.new_session_gap
+    same: Mask = known & (states.row_hash[at] == whole_row) & (was_silent == is_silent)
+    return same
+
+
+def _check_silence(stays: Mask, states: _Known, before: Before | None, run: Run) -> None:
+    """Those that no row came for must be asked as before."""
+    if before is None:
+        return
+    changed = _is_silent(states.last_time_us, before.as_of, run) != _is_silent(states.last_time_us, run.as_of, run)
+    if (changed & stays).any():
+        user = before.states[c.USER_ID][int(np.flatnonzero(changed & stays)[0])].as_py()
+        raise ContractError(
+            f"{before.where}: the session of user {user} has ended since, but the night brought no row to score the "
+            "user again. This is a defect of jobs/layers.py, not of the data; score everyone anew with --full."
+        )
+
+
+def _is_silent(last_time_us: Ints, as_of: datetime, run: Run) -> Mask:
+    """Whether the session of the last event had ended at a cutoff; as the gap codes of sequences say it."""
+    silent: Mask = round(as_of.timestamp()) * c.MICROS - last_time_us > run.session_gap_s * c.MICROS
+    return silent
+
+
+def _scored(
+    histories: Histories,
+    whole_row: NDArray[np.uint64],
+    at: Ints,
+    states: _Known,
+    scorer: Scorer,
+    spec: ScoringSpec,
+    run: Run,
+) -> tuple[tuple[pa.Table, pa.Table], dict[str, int]]:
+    """Advance and score users → their rows of both tables, and how many had which outcome."""
+    n = len(histories.length)
+    channels, length, hashes = contexts(histories.channels, histories.length, spec.anchor_events)
+    n_read = np.where(at >= 0, states.n_events[at] if len(states.n_events) else 0, -1)  # [n]
+    possible = (n_read >= 0) & (n_read <= length)
+    n_read = np.where(possible, n_read, 0)
+    goes_on = possible & (hashes[np.arange(n), n_read] == states.events_hash[at] if possible.any() else possible)
+    if not scorer.is_recurrent:
+        goes_on &= n_read == length
+    n_read = np.where(goes_on, n_read, 0)
+    state = np.zeros((n, scorer.state_floats), np.float32)
+    state[goes_on] = states.state[at[goes_on]]
+    state = scorer.advance(after_events(channels, n_read), (length - n_read).astype(np.int32), state)
+
+    pieces = [pa.Table.from_batches([piece]) for piece in score_rows(histories, state, scorer, spec)]
+    scores = _with_provenance(pieces, run)
+    order = pc.index_in(scores[c.USER_ID].combine_chunks(), histories.users).to_numpy()
+    made = _states_table(histories, length, hashes, whole_row, state, run).take(pa.array(order))
+    n_new = length - n_read
+    outcomes = {
+        ASKED_AGAIN: int((goes_on & (n_new == 0)).sum()),
+        ADVANCED: int((goes_on & (n_new > 0)).sum()),
+        REPLAYED: int((~goes_on).sum()),
+    }
+    return (scores, made), outcomes
+
+
+def _with_provenance(pieces: list[pa.Table], run: Run) -> pa.Table:
+    """Rows of scores_v1: the pieces with cutoff and model."""
+    if not pieces:
+        return SCORES_ARROW.empty_table()
+    joined = pa.concat_tables(pieces)
+    shared = {c.AS_OF: run.as_of, c.MODEL_VERSION: run.model_version}
+    columns: Mapping[str, pa.Array] = {
+        name: pa.array([value], SCORES_ARROW.field(name).type).take(pa.array(np.zeros(len(joined), np.int8)))
+        for name, value in shared.items()
+    }
+    return pa.table(
+        [
+            columns[name] if name in columns else joined[name].cast(SCORES_ARROW.field(name).type)
+            for name in SCORES_ARROW.names
+        ],
+        schema=SCORES_ARROW,
+    )
+
+
+def _states_table(
+    histories: Histories,
+    length: NDArray[np.int32],
+    hashes: NDArray[np.uint64],
+    whole_row: NDArray[np.uint64],
+    state: Floats,
+    run: Run,
+) -> pa.Table:
+    n, n_bytes = len(length), state.shape[1] * 4
+    offsets = pa.py_buffer(np.arange(n + 1, dtype=np.int32) * np.int32(n_bytes))
+    packed = pa.py_buffer(np.ascontiguousarray(state, "<f4"))
+    columns = {
+        c.USER_ID: histories.users,
+        c.MODEL_VERSION: pa.array([run.model_version]).take(pa.array(np.zeros(n, np.int8))),
+        c.LAST_TIME: pa.array(histories.last_time_us, STATES_ARROW.field(c.LAST_TIME).type),
+        c.N_EVENTS: pa.array(length),
+        c.EVENTS_HASH: pa.array(hashes[np.arange(n), length].view(np.int64)),
+        c.ROW_HASH: pa.array(whole_row.view(np.int64)),
+        c.STATE: pa.Array.from_buffers(pa.binary(), n, [None, offsets, packed]),
+    }
+    return pa.table([columns[name] for name in STATES_ARROW.names], schema=STATES_ARROW)
+
+
+def _nothing_known(scorer: Scorer) -> _Known:
+    none, no_hash = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    return _Known(none, none, no_hash, no_hash, np.zeros((0, scorer.state_floats), np.float32))
+
+
+def _known(before: Before, scorer: Scorer, run: Run) -> _Known:
+    """The states as arrays, after the checks that a model may go on with them."""
+    columns = {name: before.states[name].combine_chunks() for name in STATES_ARROW.names}
+    n, n_bytes = len(before.states), scorer.state_floats * 4
+    if not columns[c.USER_ID].equals(before.scores[c.USER_ID].combine_chunks()):
+        _refuse(before, "its users are not those of the scores that were written with it")
+    if n and pc.unique(columns[c.MODEL_VERSION]).to_pylist() != [run.model_version]:
+        _refuse(
+            before, f"it holds states of {pc.unique(columns[c.MODEL_VERSION]).to_pylist()}, not {run.model_version}"
+        )
+    if n and pc.unique(pc.binary_length(columns[c.STATE])).to_pylist() != [n_bytes]:
+        _refuse(before, f"states are not of {n_bytes} bytes each, as the model {run.model_version} makes them")
+    start = columns[c.STATE].offset
+    offsets = np.frombuffer(columns[c.STATE].buffers()[1], np.int32)[start:] if n else [0]
+    state = np.frombuffer(columns[c.STATE].buffers()[2] or b"", "<f4", n * scorer.state_floats, int(offsets[0]))
+    state = state.reshape(n, scorer.state_floats)
+    n_events = columns[c.N_EVENTS].to_numpy().astype(np.int64)
+    if n and (not np.isfinite(state).all() or n_events.min() < 1 or n_events.max() > scorer.length):
+        _refuse(before, f"it holds numbers that are none, or of events outside 1 to {scorer.length}")
+    events_hash, row_hash = (columns[name].to_numpy().view(np.uint64) for name in (c.EVENTS_HASH, c.ROW_HASH))
+    last_time_us = columns[c.LAST_TIME].cast(pa.int64()).to_numpy()
+    return _Known(last_time_us, n_events, events_hash, row_hash, state)
+
+
+def _refuse(before: Before, problem: str) -> None:
+    raise ContractError(
+        f"{before.where} can't be carried on: {problem}. Score everyone anew with jobs/score.py --full."
+    )

@@ -1,0 +1,105 @@
+"""What may go: nights of tables beyond those that are kept and that nothing kept still needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from features.contracts import HELD_EVENTS, OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES, VOCABULARY
+from jobs.nightly_spec import BUNDLE, RetentionSpec
+from jobs.published import Pointer, unused_releases
+from jobs.steps import read_json
+from jobs.store import MANIFEST, Store
+
+# Table → tables among its manifest's inputs without which its rows can't be read or used.
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    SEQUENCES.name: (SEQUENCES.name, VOCABULARY.name),  # the layers below, and what its ids mean
+    TRAINING_SEQUENCES.name: (VOCABULARY.name,),
+}
+# Of these the manifests link the history of every later day (jobs/history.py): only their files go.
+_LINKS = (OPEN_SESSIONS.name, HELD_EVENTS.name)
+_OF_TRAINING = ("_checkpoints", "_training")
+
+Part = tuple[str, str]  # table, day
+
+
+@dataclass(frozen=True)
+class Removals:
+    """Partitions to remove, partitions to empty (their manifest stays), and folders of releases."""
+
+    partitions: tuple[Part, ...]
+    emptied: tuple[Part, ...]
+    releases: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """How many there are of all kinds."""
+        return len(self.partitions) + len(self.emptied) + len(self.releases)
+
+
+def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer) -> Removals:
+    """What goes: older than the newest nights of its table, and needed by nothing that stays.
+
+    Needed are: layers and vocabularies of kept sequences, the sequences of the published night, the bundle of every
+    release, and the open sessions and held events of the nights on whose sequences another layer may be laid.
+    """
+    days = {table: store.dates(table) for table in spec.nights}
+    newest = {(table, dt) for table, nights in spec.nights.items() for dt in days[table][-nights:]}
+    newest |= {(SCORES.name, release.date) for release in pointer.releases}
+    newest |= {(SEQUENCES.name, release.date) for release in pointer.releases[:1]}
+    newest |= {_part(release.bundle) for release in (*pointer.releases, *pointer.withdrawn) if release.bundle}
+    if SEQUENCES.name in spec.nights:
+        newest |= {(link, dt) for link in _LINKS for dt in days[SEQUENCES.name][-spec.nights[SEQUENCES.name] :]}
+    newest |= {(table, dt) for table in _NEEDS if table not in spec.nights for dt in store.dates(table)}
+    kept = _closed(store, newest)
+    old = [(table, dt) for table, found in days.items() for dt in found if (table, dt) not in kept]
+    return Removals(
+        tuple(part for part in old if part[0] not in _LINKS),
+        tuple(part for part in old if part[0] in _LINKS and _has_files(store, part)),
+        tuple(unused_releases(store, pointer)),
+    )
+
+
+def remove(store: Store, removals: Removals) -> None:
+    """Remove them, manifests first, so that nothing half removed is ever read."""
+    for table, dt in removals.partitions:
+        folder = store.path(table, dt)
+        for path in (f"{folder}/{MANIFEST}", folder):
+            _remove(store, path)
+        if table == BUNDLE:
+            for place in _OF_TRAINING:
+                _remove(store, f"{store.root}/{place}/dt={dt}")
+    for table, dt in removals.emptied:
+        for path, _ in store.data_files(store.path(table, dt)):
+            _remove(store, path)
+    for folder in removals.releases:
+        for path in (f"{folder}/{MANIFEST}", folder):
+            _remove(store, path)
+
+
+def _closed(store: Store, parts: set[Part]) -> set[Part]:
+    """The parts and everything they need, and what that needs."""
+    kept, waiting = set(parts), list(parts)
+    while waiting:
+        table, dt = waiting.pop()
+        if table not in _NEEDS:
+            continue
+        manifest = read_json(store, f"{store.path(table, dt)}/{MANIFEST}") or {}
+        for key in manifest.get("inputs", {}):
+            of, _, day = str(key).rpartition("/")
+            if of in _NEEDS[table] and (of, day) not in kept:
+                kept.add((of, day))
+                waiting.append((of, day))
+    return kept
+
+
+def _part(path: str) -> Part:
+    table, _, dt = path.rpartition("/dt=")
+    return table, dt
+
+
+def _has_files(store: Store, part: Part) -> bool:
+    return bool(store.data_files(store.path(*part)))
+
+
+def _remove(store: Store, path: str) -> None:
+    if store.fs.exists(path):
+        store.fs.rm(path, recursive=True)

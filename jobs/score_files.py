@@ -1,0 +1,160 @@
+"""What a task of scoring does: take the new rows of its bucket, join them with last night's, write the result itself.
+
+Users are dealt to buckets by pmod(hash(user_id), n), as Spark's repartition does it. So a task finds what the last run
+left of its users in one file of scores and one of states, and neither goes through the JVM.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import DataFrame
+from pyspark.sql.pandas.types import to_arrow_schema
+
+from features import columns as c
+from features.contracts import SEQUENCES, ContractError
+from features.histories import buckets_of
+from features.scoring import HISTORY_COLUMNS, SCORES_ARROW, Scorer, ScoringSpec
+from features.states import STATES_ARROW, Before, Run, Scored, score_share
+from jobs.bucket_files import bucket_file
+
+_ROWS, _READ = "rows", "read"
+_SEQUENCES = to_arrow_schema(SEQUENCES.schema)
+_DONE = "bucket int, paths array<string>, counts string"
+_DONE_ARROW = pa.schema([("bucket", pa.int32()), ("paths", pa.list_(pa.string())), ("counts", pa.string())])
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Folders that a run of an earlier day wrote, with the names of their files, and its cutoff."""
+
+    scores: str
+    states: str
+    files: frozenset[str]
+    as_of: datetime
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What all tasks share. is_everyone: rows of all users come, so who has none is gone."""
+
+    make_scorer: Callable[[], Scorer]
+    spec: ScoringSpec
+    run: Run
+    n_buckets: int
+    scores: str
+    states: str
+    earlier: Earlier | None
+    is_everyone: bool
+
+
+def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[set[str], Counter[str]]:
+    """Write scores and states of all users below two empty folders → paths of the files that count, and counts.
+
+    Counts: `rows` written, `read` of the sequences; rows by outcome, by provenance and interests by trend.
+
+    plan.make_scorer travels to the Python workers and is called once in each worker process; it is hashable, and equal
+    ones make equal scorers.
+
+    Raises:
+        ContractError: a bucket did not report: a defect.
+    """
+    by_bucket = sequences.select(*HISTORY_COLUMNS).repartition(plan.n_buckets, c.USER_ID)
+    done = by_bucket.mapInArrow(partial(_score_bucket, plan=plan), _DONE).collect()
+    if sorted(row["bucket"] for row in done) != list(range(plan.n_buckets)):
+        raise ContractError(
+            f"{len(done)} tasks reported for {plan.n_buckets} buckets. Nothing was published. This is a defect of the "
+            "scorer, not of the data."
+        )
+    counts: Counter[str] = Counter()
+    for row in done:
+        counts.update(json.loads(row["counts"]))
+    return {path for row in done for path in row["paths"]}, counts
+
+
+def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterator[pa.RecordBatch]:
+    """Score and write one bucket, held whole → one row of _DONE."""
+    context = TaskContext.get()
+    assert context is not None
+    number = context.partitionId()
+    held = [batch for batch in batches if batch.num_rows]
+    schema = pa.schema([_SEQUENCES.field(name) for name in HISTORY_COLUMNS])
+    rows = pa.Table.from_batches(held).cast(schema) if held else schema.empty_table()
+    del held
+    _check_dealt(rows, number, plan)
+    before = _before(number, plan)
+    counts: Counter[str] = Counter({_ROWS: 0, _READ: rows.num_rows})
+    paths = []
+    if rows.num_rows or before is not None:
+        scorer = _loaded(plan.make_scorer)
+        scored = score_share(rows, before, plan.is_everyone, scorer, plan.spec, plan.run)
+        counts.update(_counts(scored))
+        if scored.scores.num_rows:
+            for table, folder in ((scored.scores, plan.scores), (scored.states, plan.states)):
+                path = f"{folder}/{bucket_file(number)}"
+                _write(table, path)
+                paths.append(path)
+    yield pa.RecordBatch.from_pylist(
+        [{"bucket": number, "paths": paths, "counts": json.dumps(dict(counts))}], schema=_DONE_ARROW
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
+    """The process's scorer. A Python worker lives over many tasks; it keeps one model and drops it for another."""
+    return make_scorer()
+
+
+def _check_dealt(rows: pa.Table, number: int, plan: ScorePlan) -> None:
+    first = rows[c.USER_ID].slice(0, 1).combine_chunks()
+    if len(first) and buckets_of(first, plan.n_buckets)[0] != number:
+        raise ContractError(
+            f"User {first[0].as_py()} came to bucket {number} of {plan.n_buckets}. Nothing was published. This is a "
+            "defect of the scorer, not of the data."
+        )
+
+
+def _before(number: int, plan: ScorePlan) -> Before | None:
+    name = bucket_file(number)
+    if plan.earlier is None or name not in plan.earlier.files:
+        return None
+    folders = (plan.earlier.scores, plan.earlier.states)
+    scores, states = (_read(f"{folder}/{name}") for folder in folders)
+    return Before(
+        scores.select(SCORES_ARROW.names).cast(SCORES_ARROW),
+        states.select(STATES_ARROW.names).cast(STATES_ARROW),
+        plan.earlier.as_of,
+        f"{plan.earlier.states}/{name}",
+    )
+
+
+def _read(path: str) -> pa.Table:
+    with fsspec.open(path, "rb") as file:
+        return pq.ParquetFile(file).read()
+
+
+def _write(table: pa.Table, path: str) -> None:
+    """Under one name whoever writes it: a repeated task writes the same rows. States hardly shrink."""
+    compression = {name: "none" if name == c.STATE else "snappy" for name in table.schema.names}
+    dictionaries = [name for name in table.schema.names if name not in (c.USER_ID, c.STATE)]
+    with fsspec.open(path, "wb") as file:
+        pq.write_table(table, file, compression=compression, use_dictionary=dictionaries, store_schema=False)
+
+
+def _counts(scored: Scored) -> Counter[str]:
+    counts: Counter[str] = Counter(scored.outcomes)
+    counts[_ROWS] = scored.scores.num_rows
+    provenance = scored.scores[c.PROVENANCE]
+    trends = pc.struct_field(pc.list_flatten(scored.scores[c.INTERESTS]), c.TREND)
+    for column, prefix in ((provenance, "from_"), (trends, "")):
+        for value in pc.value_counts(column).to_pylist():
+            counts[f"{prefix}{value['values']}"] += value["counts"]
+    return counts

@@ -1,0 +1,87 @@
+"""The likeliest of many ids for each row, without ever holding the scores of all ids at once.
+
+Letters: B rows, E numbers of an answer, V ids, W ids of a block, G groups of a block, K kept.
+"""
+
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+Tensor = Any  # TensorFlow 2.15 carries no types
+
+GROUP = (
+    32  # ids whose scores are first looked at through their maximum: near the square root of V / K for 20,000 and 20
+)
+BLOCK_CELLS = 1 << 23  # scores held at a time, 32 MiB; at 256 rows 32,768 ids, so that usual vocabularies are one block
+
+
+class TopColumns(NamedTuple):
+    """K columns of each row, falling by score, ties by smaller column, and their log-probabilities. [B, K] each."""
+
+    columns: Tensor
+    log_p: Tensor
+
+
+class _Running(NamedTuple):
+    """What is known after some blocks: the best K so far; greatest score and sum of exp(score - greatest)."""
+
+    scores: Tensor  # [B, K]
+    columns: Tensor  # [B, K]
+    greatest: Tensor  # [B, 1]
+    total: Tensor  # [B, 1]
+
+
+def top_columns(
+    answers: Tensor, table: Tensor, bias: Tensor, k: Tensor, block_cells: Tensor = BLOCK_CELLS
+) -> TopColumns:
+    """The K best columns of answers·tableᵀ + bias and their log-softmax, exactly, in one pass over blocks of columns.
+
+    answers: [B, E]; table: [V, E]; bias: [V]; k: scalar, at most V; block_cells: scores held at a time.
+
+    Of a block, the best K lie in the K groups of `GROUP` neighbouring columns with the greatest maxima: in any other
+    group each column has K better ones, ties going to the smaller column in both steps. So only K·GROUP scores of W are
+    sorted. The sum of exponentials is kept against the greatest score so far (Milakov & Gimelshein 2018).
+    """
+    n_rows, n_columns = tf.shape(answers)[0], tf.shape(table)[0]
+    width = -(-block_cells // tf.maximum(n_rows, 1)) // GROUP * GROUP
+    width = tf.maximum(width, GROUP)
+    empty = _Running(
+        tf.fill([n_rows, 0], -float("inf")),
+        tf.zeros([n_rows, 0], tf.int32),
+        tf.fill([n_rows, 1], -float("inf")),
+        tf.zeros([n_rows, 1]),
+    )
+
+    def block(start: Tensor, *running: Tensor) -> list[Tensor]:
+        stop = tf.minimum(start + width, n_columns)
+        scores = tf.matmul(answers, table[start:stop], transpose_b=True) + bias[start:stop]  # [B, W]
+        return [stop, *_with_block(_Running(*running), scores, start, k)]
+
+    shapes = [tf.TensorShape([]), *[tf.TensorShape([None, None])] * 2, *[tf.TensorShape([None, 1])] * 2]
+    _, *found = tf.while_loop(
+        lambda start, *_: start < n_columns, block, [0, *empty], shape_invariants=shapes, parallel_iterations=1
+    )
+    best = _Running(*found)
+    return TopColumns(best.columns, best.scores - best.greatest - tf.math.log(best.total))
+
+
+def _with_block(before: _Running, scores: Tensor, start: Tensor, k: Tensor) -> _Running:
+    """What is known after one more block. scores: [B, W] of the columns from `start` on."""
+    n_groups = -(-tf.shape(scores)[1] // GROUP)
+    missing = n_groups * GROUP - tf.shape(scores)[1]
+    padded = tf.cond(
+        missing > 0, lambda: tf.pad(scores, [[0, 0], [0, missing]], constant_values=-float("inf")), lambda: scores
+    )
+    groups = tf.reshape(padded, [-1, n_groups, GROUP])  # [B, G, GROUP]
+    maxima = tf.reduce_max(groups, axis=-1)  # [B, G]
+    chosen = tf.sort(tf.math.top_k(maxima, tf.minimum(k, n_groups), sorted=False).indices, axis=-1)  # [B, K] rising
+    candidates = tf.reshape(tf.gather(groups, chosen, batch_dims=1), [tf.shape(scores)[0], -1])  # [B, K * GROUP]
+    columns = start + tf.reshape(chosen[:, :, None] * GROUP + tf.range(GROUP), tf.shape(candidates))
+    # top_k gives the first among equals: earlier blocks, and within one the smaller column.
+    candidates = tf.concat([before.scores, candidates], axis=1)
+    columns = tf.concat([before.columns, columns], axis=1)
+    best, place = tf.math.top_k(candidates, tf.minimum(k, tf.shape(before.scores)[1] + tf.shape(scores)[1]))
+    greatest = tf.maximum(before.greatest, tf.reduce_max(maxima, axis=-1, keepdims=True))
+    total = before.total * tf.exp(before.greatest - greatest)
+    total += tf.reduce_sum(tf.exp(scores - greatest), axis=-1, keepdims=True)
+    return _Running(best, tf.gather(columns, place, batch_dims=1), greatest, total)

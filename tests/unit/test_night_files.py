@@ -1,0 +1,218 @@
+"""Files of nights: steps that were done, releases and their pointer, and what retention leaves."""
+
+import json
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.contracts import OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, Contract, ContractError
+from jobs import publish as publishing
+from jobs.nightly_spec import RetentionSpec
+from jobs.published import POINTER, Pointer, Release, publish, read_pointer, release_before, roll_back
+from jobs.retention import plan_removals, remove
+from jobs.settings import UsageError, load_settings
+from jobs.steps import DONE, FAILED, SKIPPED, Steps
+from jobs.store import MANIFEST, Lineage, Store
+
+FIRST = date(2024, 3, 1)
+DAYS = [FIRST + timedelta(days=k) for k in range(6)]
+
+
+def table(store: Store, contract: Contract, dt: date, inputs: dict[str, str] | None = None, **counters: Any) -> None:
+    """A partition whose rows nobody reads."""
+    staged = store.staging(contract.name, dt)
+    store.fs.makedirs(staged)
+    pq.write_table(pa.table({"x": [1, 2]}), f"{staged}/part-0.parquet")
+    store.publish(contract, dt, staged, Lineage(inputs or {}, "config", {"made": str(dt), **counters}))
+
+
+def scores(store: Store, dt: date, model: str = "m1") -> None:
+    table(store, SCORES, dt, model_version=model)
+
+
+def bundle(store: Store, dt: date, model: str) -> None:
+    folder = Path(store.path("bundle", dt))
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(json.dumps({"model_version": model}))
+
+
+def run(steps: Steps, key: dict[str, Any], work: list[str], outputs: tuple[Contract, ...] = ()) -> bool:
+    def do() -> str:
+        work.append("done")
+        return "done"
+
+    return steps.run("step", key, outputs, do)
+
+
+def test_a_step_is_done_once_for_the_same_inputs_and_outputs(tmp_path: Path) -> None:
+    store, work = Store(str(tmp_path)), list[str]()
+    scores(store, FIRST)
+    steps = Steps(store, FIRST)
+    assert run(steps, {"in": "a"}, work, (SCORES,))
+    assert not run(steps, {"in": "a"}, work, (SCORES,))
+    assert run(steps, {"in": "b"}, work, (SCORES,))
+    assert not run(Steps(store, FIRST), {"in": "b"}, work, (SCORES,))  # another run of the night
+    next(Path(store.path(SCORES.name, FIRST)).glob("*.parquet")).unlink()  # torn
+    assert run(Steps(store, FIRST), {"in": "b"}, work, (SCORES,))
+    assert run(Steps(store, FIRST + timedelta(days=1)), {"in": "b"}, work)
+    assert len(work) == 4
+    assert [entry["status"] for entry in steps.summary()] == [DONE, SKIPPED, DONE]
+
+
+def test_a_step_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    steps, work = Steps(Store(str(tmp_path)), FIRST), list[str]()
+    assert run(steps, {"in": "a"}, work)
+
+    def fail() -> str:
+        raise ContractError("no")
+
+    with pytest.raises(ContractError, match="no"):
+        steps.run("step", {"in": "b"}, (), fail)
+    assert steps.runs[-1].status == FAILED
+    assert run(steps, {"in": "a"}, work)  # the old record is gone too: the outputs may be half replaced
+
+
+def test_a_release_stays_as_it_was_when_its_day_is_scored_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    scores(store, FIRST)
+    bundle(store, FIRST, "m1")
+    release = publish(store, FIRST, 3)
+    assert release.bundle == f"bundle/dt={FIRST}"
+    folder = tmp_path / release.path
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    scores(store, FIRST, "m2")
+    assert read_pointer(store).current == release
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    again = publish(store, FIRST, 3)
+    assert again.path != release.path
+    assert (again.model_version, again.bundle) == ("m2", None)
+    assert read_pointer(store) == Pointer(again, (release,))
+    publish(store, FIRST, 3)
+    assert read_pointer(store) == Pointer(again, (release,))
+
+
+def test_a_pointer_is_replaced_by_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    scores(store, DAYS[0])
+    publish(store, DAYS[0], 3)
+    before = (tmp_path / POINTER).read_bytes()
+    scores(store, DAYS[1])
+
+    def dies(*_: Any, **__: Any) -> None:
+        raise OSError("killed before the rename")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store.fs), "mv", dies)
+        with pytest.raises(OSError, match="killed"):
+            publish(store, DAYS[1], 3)
+    assert (tmp_path / POINTER).read_bytes() == before
+    assert publish(store, DAYS[1], 3).date == str(DAYS[1])
+
+
+def test_one_goes_back_night_by_night_until_nothing_is_left(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    releases = []
+    for day in DAYS[:3]:
+        scores(store, day)
+        releases.append(publish(store, day, 3))
+    first, second, third = releases
+    assert roll_back(store) == (second, third)
+    assert read_pointer(store) == Pointer(second, (first,), (third,))
+    assert release_before(read_pointer(store), DAYS[5]) == second
+    assert release_before(read_pointer(store), DAYS[1]) == first
+    assert roll_back(store)[0] == first
+    with pytest.raises(ContractError, match="is the only release"):
+        roll_back(store)
+    scores(store, DAYS[3])
+    fourth = publish(store, DAYS[3], 3)
+    assert read_pointer(store) == Pointer(fourth, (first,), (second, third))
+
+
+def test_the_command_publishes_shows_and_goes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[:2]:
+        scores(store, day)
+        assert publishing.main(["--root", str(tmp_path), "--date", str(day)]) == 0
+    assert publishing.main(["--root", str(tmp_path), "--rollback"]) == 0
+    capsys.readouterr()
+    assert publishing.main(["--root", str(tmp_path), "--show"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["status"], line["date"]) for line in shown] == [
+        ("current", str(DAYS[0])),
+        ("withdrawn", str(DAYS[1])),
+    ]
+    assert publishing.main(["--root", str(tmp_path), "--rollback"]) == 3
+    assert publishing.main(["--root", str(tmp_path), "--rollback", "--show"]) == 2
+    assert publishing.main(["--root", str(tmp_path)]) == 2
+
+
+def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for k, day in enumerate(DAYS):
+        base = DAYS[k // 3 * 3]  # a full layer on the first and fourth day, the others lie on the day before
+        vocabulary = {f"{VOCABULARY.name}/{base}": "v"}
+        below = {} if day == base else {f"{SEQUENCES.name}/{DAYS[k - 1]}": "h"}
+        table(store, VOCABULARY, day, {f"{VOCABULARY.name}/{DAYS[k - 1]}": "v"})
+        table(store, SEQUENCES, day, {**vocabulary, **below})
+        table(store, TRAINING_SEQUENCES, day, {f"{VOCABULARY.name}/{day}": "v"})
+        table(store, OPEN_SESSIONS, day)
+        bundle(store, day, f"m{k}")
+    scores(store, DAYS[1], "m0")
+    publish(store, DAYS[1], 2)
+    kept = ("sequences_v1", "vocabulary_v1", "training_sequences_v1", "open_sessions_v1", "scores_v1", "bundle")
+    spec = RetentionSpec(nights=dict.fromkeys(kept, 1), releases=2)
+    pointer = read_pointer(store)
+    removals = plan_removals(store, spec, pointer)
+    remove(store, removals)
+
+    def days(name: str) -> list[int]:
+        return [DAYS.index(date.fromisoformat(day)) for day in store.dates(name)]
+
+    assert days(SEQUENCES.name) == [0, 1, 3, 4, 5]  # of the published night and of the newest, layers below included
+    assert days(VOCABULARY.name) == [0, 3, 5]
+    assert days(TRAINING_SEQUENCES.name) == [5]
+    assert days("bundle") == [0, 5]
+    assert days(SCORES.name) == [1]
+    assert days(OPEN_SESSIONS.name) == [0, 1, 2, 3, 4, 5]  # the links between days stay
+    with_rows = [day for day in DAYS if list(Path(store.path(OPEN_SESSIONS.name, day)).glob("*.parquet"))]
+    assert with_rows == [DAYS[5]]
+    store.check(SEQUENCES, DAYS[1], "")
+    assert plan_removals(store, spec, pointer).n == 0
+
+
+def test_retention_removes_releases_that_the_pointer_forgot(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[:4]:
+        scores(store, day)
+        publish(store, day, 2)
+    spec = RetentionSpec(nights={}, releases=2)
+    removals = plan_removals(store, spec, read_pointer(store))
+    assert len(removals.releases) == 2
+    remove(store, removals)
+    left = sorted(path.name[:10] for path in (tmp_path / "published").iterdir())
+    assert left == [str(day) for day in DAYS[2:4]]
+    assert store.dates(SCORES.name) == [str(day) for day in DAYS[:4]]  # not named: kept whole
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("retention.nights.sessions_v1=3", "sessions_v1: no table that may be pruned; these may: rejected_events_v1"),
+        ("retention.nights.scores_v1=0", "at least 1 night of each table stays"),
+        ("retention.releases=1", "retention.releases = 1"),
+    ],
+)
+def test_retention_that_would_lose_the_history_is_refused(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_settings(assignments=[assignment])
+
+
+def test_a_release_is_its_values() -> None:
+    release = Release("2024-03-01", "published/2024-03-01-ab", "m", None, 3, "ab")
+    assert release.name == "2024-03-01-ab"
+    assert replace(release, rows=4) != release
