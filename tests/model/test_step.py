@@ -71,9 +71,8 @@ def test_sparse_and_dense_gradients_of_a_first_step_move_the_same_rows(monkeypat
 
 def test_targets_weigh_by_the_action_of_their_event(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(step, "threads_in_use", lambda: 2)
-    rows = tables.ruled_rows(30, seed=5)
-    batch = {name: values[rows[c.LENGTH] >= 4][:5] for name, values in rows.items()}
-    batch[c.LENGTH][:] = 4
+    rows = tables.ruled_rows(100, seed=5)
+    batch = {name: values[rows[c.LENGTH] == 4][:5] for name, values in rows.items()}
     batch[c.ACTION_CODE][:, :4] = c.FIRST_ID + c.ACTIONS.index("buy")
     weights = ActionWeights(view=0.0, click=0.0, like=0.0, cart=0.0, buy=3.0)
     sums = []
