@@ -34,6 +34,7 @@ WITHOUT_TENSORFLOW = (
     "model.baselines",
     "model.errors",
     "model.evaluation",
+    "model.returns",
     "model.watch",
     "model.bar",
 )
