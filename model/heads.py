@@ -78,7 +78,10 @@ class Heads:
         By hour of the week, plus by hours from now: so "ten hours later" is one unit, whatever the time of asking.
         """
         from_now = (tf.range(HOURS)[None, :] - now[:, None]) % HOURS  # [P, 168]
-        return self._linear(HOUR, asked) + tf.gather(self._linear("hour/ahead", asked), from_now, batch_dims=1)
+        # Flat: the gradient of tf.gather with batch_dims has a wrong shape where there is no position.
+        places = from_now + HOURS * tf.range(tf.shape(now)[0])[:, None]
+        ahead = tf.gather(tf.reshape(self._linear("hour/ahead", asked), [-1]), places)  # [P, 168]
+        return self._linear(HOUR, asked) + ahead
 
     def action(self, asked: Tensor) -> Tensor:
         """Logits that the next session holds each action. asked: […, U] → […, 5]."""

@@ -48,7 +48,7 @@ def network() -> Network:
     network = Network(tables.NETWORK, tables.SIZES, seed=3, heads=HEADS)
     rng = np.random.default_rng(0)
     for weight in network.heads.weights.values():
-        weight.assign(rng.normal(0, 0.5, weight.shape))
+        weight.assign(rng.normal(0, 0.2, weight.shape))
     return network
 
 
@@ -92,8 +92,8 @@ def _oracle(network: Network, cuts: list[tuple[lives.Life, int, int]], hidden: n
                     own = np.mean([z[id_ - c.FIRST_ID] for id_ in ids])
                     total[HORIZON] += (np.log(np.exp(z).sum()) - own) / 2
                 for id_ in range(c.FIRST_ID, tables.SIZES.categories):
-                    p = 1 - math.exp(-math.exp(u[id_ - c.FIRST_ID]))
-                    total[TOUCHED] -= math.log(p if id_ in ids else 1 - p) / 2
+                    log_missed = -math.exp(u[id_ - c.FIRST_ID])  # of a Poisson count
+                    total[TOUCHED] -= (math.log(-math.expm1(log_missed)) if id_ in ids else log_missed) / 2
             has_next = at + 1 < n_seen
             gap_s = life.time_s[at + 1] - now_s if has_next else None
             if has_next and gap_s <= 1800:
