@@ -135,6 +135,8 @@ def _write_bundle(
         length=settings.sequences.length,
         gap_codes=c.FIRST_GAP + len(edges_s) + 1,
         new_session_gap=settings.sequences.new_session_gap(settings.sessions.gap_s),
+        session_gap_s=settings.sessions.gap_s,
+        horizons_days=settings.sequences.horizons_days,
     )
     weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1).weights.items()}
     made = Bundle(spec, sizes, edges_s, tokens, counts, weights, "", "-", vocabulary, "-")

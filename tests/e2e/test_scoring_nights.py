@@ -202,6 +202,8 @@ def bundle(root: Path, settings: Settings, seed: int) -> str:
         length=spec.length,
         gap_codes=c.FIRST_GAP + len(edges_s) + 1,
         new_session_gap=spec.new_session_gap(settings.sessions.gap_s),
+        session_gap_s=settings.sessions.gap_s,
+        horizons_days=spec.horizons_days,
     )
     network_spec = NetworkSpec.model_validate({**settings.network.model_dump(), "units": 8, "layers": 2})
     network = Network(network_spec, sizes, seed)
