@@ -66,7 +66,7 @@ def evaluate(
         store, manifest, c.TRAIN, (*_WINDOW_COLUMNS, *_LABEL_COLUMNS), spec.max_train_users
     )
     rows, windows = rows_of(held_out), windows_of(train)
-    say(audit(store, manifest, split, rows, train))
+    say(audit(store, manifest, split, held_out, rows, train))
     protocol = SplitProtocol(
         date=str(date),
         split=split,

@@ -401,7 +401,8 @@ def job(tmp_path, monkeypatch):
         bundles = {f"{tmp_path}/bundle/dt=2024-03-10": model, **run.others}
         predictor = SimpleNamespace(Predictor=SimpleNamespace(load=bundles.__getitem__))
         monkeypatch.setitem(sys.modules, "model.predict", predictor)
-        settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes))
+        whole = SimpleNamespace(anchor_events=1)  # every window is read whole
+        settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes), scoring=whole)
         return evaluate(settings, str(tmp_path), DAY, split, choice)
 
     run.root, run.model, run.others = tmp_path, model, {}
