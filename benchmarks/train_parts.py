@@ -55,7 +55,13 @@ class Case:
     def sizes(self) -> Sizes:
         """What the data fixes."""
         return Sizes(
-            items=self.items, categories=_CATEGORIES, length=self.length, gap_codes=_GAP_CODES, new_session_gap=7
+            items=self.items,
+            categories=_CATEGORIES,
+            length=self.length,
+            gap_codes=_GAP_CODES,
+            new_session_gap=7,
+            session_gap_s=1800,
+            horizons_days=(1, 7, 30),
         )
 
     @property
@@ -105,9 +111,24 @@ def batches(case: Case, seed: int = 0) -> list[dict[str, NDArray[np.int32]]]:
                 c.NEXT_GAP: codes(c.FIRST_GAP, _GAP_CODES, case.rows),
                 c.NEXT_ITEM: following,
                 c.NEXT_CATEGORY: c.FIRST_ID + following % (_CATEGORIES - c.FIRST_ID),
+                **_future(case, rng),
             }
         )
     return made
+
+
+def _future(case: Case, rng: np.random.Generator) -> dict[str, NDArray[np.int32]]:
+    """An event every six hours, before the window's end and after it, until all that is listed."""
+    every_s, n_ahead = 6 * 3_600, int(_configuration("sequences")["ahead_events"])
+    ahead = rng.integers(c.FIRST_ID, [[[_CATEGORIES]], [[_ACTIONS]]], (2, case.rows, n_ahead), dtype=np.int32)
+    return {
+        c.AGE: np.tile(np.arange(case.length, dtype=np.int32)[::-1] * every_s, (case.rows, 1)),
+        c.AHEAD_CATEGORY: ahead[0],
+        c.AHEAD_ACTION: ahead[1],
+        c.AHEAD: np.tile(np.arange(1, n_ahead + 1, dtype=np.int32) * every_s, (case.rows, 1)),
+        c.AHEAD_LENGTH: np.full(case.rows, n_ahead, np.int32),
+        c.KNOWN: np.full(case.rows, n_ahead * every_s, np.int32),
+    }
 
 
 def write_files(folder: Path, case: Case, n_files: int) -> None:

@@ -53,6 +53,17 @@ NEXT_CATEGORY = "next_category"
 NEXT_TIME = "next_time"
 LABEL_ITEMS = "label_items"
 LABEL_CATEGORIES = "label_categories"
+LABEL_ACTIONS = "label_actions"
+LABEL_TIMES = "label_times"
+
+# What follows a window, for labels over horizons. AGE [L] and AHEAD [A] are seconds before and after its last event.
+AGE = "age_s"
+AHEAD_CATEGORY = "ahead_category"
+AHEAD_ACTION = "ahead_action"
+AHEAD = "ahead_s"
+AHEAD_CHANNELS = (AHEAD_CATEGORY, AHEAD_ACTION, AHEAD)
+AHEAD_LENGTH = "ahead_length"
+KNOWN = "known_s"
 
 # Scores
 AS_OF = "as_of"

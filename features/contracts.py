@@ -220,7 +220,8 @@ SEQUENCES = Contract(
 TRAINING_SEQUENCES = Contract(
     "training_sequences_v1",
     "One window of one user's history and what came after it, by split. The target of position t < length - 1 is the "
-    "event at t + 1; that of the last position is the next_* columns. Train windows have empty label and seen arrays.",
+    "event at t + 1; that of the last position is the next_* columns. Train windows have empty label and seen arrays. "
+    "A position's future up to a horizon h is known whole where h - age_s <= known_s; A is sequences.ahead_events.",
     (c.USER_ID, c.WINDOW, c.SPLIT),
     T.StructType(
         [
@@ -232,6 +233,21 @@ TRAINING_SEQUENCES = Contract(
             _column(c.NEXT_TIME, _TIME, "its time, UTC"),
             _column(c.LABEL_ITEMS, _INTS, "item ids of every event in the label period, in order"),
             _column(c.LABEL_CATEGORIES, _INTS, "their category ids"),
+            _column(c.LABEL_ACTIONS, _INTS, "their action codes"),
+            _column(c.LABEL_TIMES, T.ArrayType(_TIME, containsNull=False), "their times, UTC"),
+            _column(c.AGE, _INTS, "[L] whole seconds from each event to the last one in the channels, then 0"),
+            _column(
+                c.AHEAD_CATEGORY,
+                _INTS,
+                "[A] category ids of the events that follow, as far as the split may know them and within the longest "
+                "horizon, then padding; held-out rows: of the label period",
+            ),
+            _column(c.AHEAD_ACTION, _INTS, "[A] their action codes"),
+            _column(c.AHEAD, _INTS, "[A] whole seconds from the last event in the channels to them, rising"),
+            _column(c.AHEAD_LENGTH, _INT, "how many there are, 0..A"),
+            _column(
+                c.KNOWN, _INT, "whole seconds after the last event in the channels within which every event is listed"
+            ),
             _column(c.SPLIT, _STRING, "train, valid or test; a directory of the table"),
         ]
     ),

@@ -43,6 +43,8 @@ class SequencesSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     length: int = Field(ge=2, description="L, events a sequence holds")
+    horizons_days: tuple[int, ...] = Field(description="horizons of future interests, days, rising")
+    ahead_events: int = Field(ge=1, description="A, events after a window that are listed for labels")
     history_events: int = Field(ge=2, description="latest events of a user that are kept at all")
     gap_edges_s: tuple[int, ...] = Field(description="edges of the time-gap buckets, rising; holds sessions.gap_s")
     world_sizes: tuple[int, ...] = Field(description="numbers of ranks that training is planned for")
@@ -58,6 +60,13 @@ class SequencesSpec(BaseModel):
         if list(edges) != sorted(set(edges)) or not edges or edges[0] < 1:
             raise ValueError("edges must rise and be at least 1 s")
         return edges
+
+    @field_validator("horizons_days")
+    @classmethod
+    def _horizons_rise(cls, days: tuple[int, ...]) -> tuple[int, ...]:
+        if list(days) != sorted(set(days)) or not days or days[0] < 1:
+            raise ValueError("horizons must rise and be at least 1 day")
+        return days
 
     @field_validator("world_sizes")
     @classmethod
@@ -127,6 +136,8 @@ def user_windows(encoded: DataFrame, spec: SequencesSpec, cutoffs: Cutoffs, n_pa
         gap_edges_s=spec.gap_edges_s,
         protocol=spec.split.protocol,
         cutoffs=cutoffs,
+        n_ahead=spec.ahead_events,
+        horizon_s=spec.horizons_days[-1] * c.DAY_S,
     )
     return encoded.repartition(n_partitions, c.USER_ID).mapInArrow(build, TRAINING_SEQUENCES.schema)
 

@@ -4,62 +4,28 @@ Letters: n events, u users, r rows, L sequence length.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from features import columns as c
+from features.ahead import ages, events_ahead
 from features.sessions import ordered
+from features.window_rows import (
+    SCORE,
+    Cutoffs,
+    Histories,
+    Ints,
+    Rows,
+    global_time_rows,
+    in_batches,
+    leave_one_out_rows,
+    score_rows,
+    shuffled,
+)
 
-SCORE = "score"  # value of SPLIT for a row of `sequences_v1`
-_ROWS_PER_BATCH = 8_192
 _STAMPS = pa.timestamp("us", tz="UTC")
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Cutoffs:
-    """Microseconds since 1970. Inputs lie before a cutoff, its labels at or after it plus the embargo."""
-
-    valid_us: int
-    test_us: int
-    end_us: int
-    embargo_us: int
-
-
-class Histories(NamedTuple):
-    """Events of all users of a partition, ordered by (user, time, id); user k owns [start[k], end[k])."""
-
-    time_us: Ints  # [n]
-    event_id: Ints  # [n]
-    codes: dict[str, NDArray[np.int32]]  # channel → [n]
-    gap: NDArray[np.int32]  # [n] code of the time since the user's previous event
-    start: Ints  # [u]
-    end: Ints  # [u]
-    kept: int  # latest events before a stop that are used
-
-    def start_at(self, user: Ints, stop: Ints) -> Ints:
-        """First event used of a history that ends before `stop`: what comes later never shortens it. [r] → [r]."""
-        first: Ints = np.maximum(self.start[user], stop - self.kept)
-        return first
-
-
-class Rows(NamedTuple):
-    """Windows to cut: of user `user`, the L events before index `stop`; what comes next; the label events."""
-
-    user: Ints  # [r]
-    window: Ints  # [r]
-    start: Ints  # [r] no event before it is used
-    stop: Ints  # [r] exclusive
-    following: Ints  # [r] index of the next event, or -1
-    label_start: Ints  # [r]
-    label_stop: Ints  # [r] exclusive
-    cutoff_us: int | None  # the instant of prediction, where the split has one
-    split: str
 
 
 def build_partition(
@@ -69,19 +35,24 @@ def build_partition(
     gap_edges_s: tuple[int, ...],
     protocol: str,
     cutoffs: Cutoffs,
+    n_ahead: int,
+    horizon_s: int,
 ) -> Iterator[pa.RecordBatch]:
-    """Encoded events of some users → rows of `training_sequences_v1` for every split, and of SCORE."""
+    """Encoded events of some users → rows of `training_sequences_v1` for every split, and of SCORE.
+
+    n_ahead, horizon_s: how many events after a window are listed, and how long after its last event they may come.
+    """
     held = [batch for batch in batches if batch.num_rows]
     if not held:
         return
     events = pa.Table.from_batches(held)
-    names, history = _histories(events, history_events, gap_edges_s)
+    names, history = _histories(events, history_events, gap_edges_s, n_ahead, horizon_s)
     del held, events
-    plans = _global_time_rows(history, length, cutoffs)
+    plans = global_time_rows(history, length, cutoffs)
     if protocol == c.LEAVE_ONE_OUT:
-        plans = _leave_one_out_rows(history, length)
-    for rows in [*plans, _score_rows(history, cutoffs.end_us)]:
-        for part in _in_batches(_shuffled(rows, history)):
+        plans = leave_one_out_rows(history, length)
+    for rows in [*plans, score_rows(history, cutoffs.end_us)]:
+        for part in in_batches(shuffled(rows, history)):
             yield _batch(part, names, history, length, gap_edges_s)
 
 
@@ -89,8 +60,8 @@ def scoring_rows(
     events: pa.Table, length: int, history_events: int, gap_edges_s: tuple[int, ...], end_us: int
 ) -> Iterator[pa.RecordBatch]:
     """Encoded events of some users before end_us → their SCORE rows, as `build_partition` makes them."""
-    names, history = _histories(events, history_events, gap_edges_s)
-    for part in _in_batches(_shuffled(_score_rows(history, end_us), history)):
+    names, history = _histories(events, history_events, gap_edges_s, 0, 0)
+    for part in in_batches(shuffled(score_rows(history, end_us), history)):
         yield _batch(part, names, history, length, gap_edges_s)
 
 
@@ -106,7 +77,9 @@ def hour_codes(time_us: Ints) -> NDArray[np.int32]:
     return (c.FIRST_HOUR + (hours + 3 * 24) % (7 * 24)).astype(np.int32)
 
 
-def _histories(events: pa.Table, history_events: int, gap_edges_s: tuple[int, ...]) -> tuple[pa.Array, Histories]:
+def _histories(
+    events: pa.Table, history_events: int, gap_edges_s: tuple[int, ...], n_ahead: int, horizon_s: int
+) -> tuple[pa.Array, Histories]:
     users = events[c.USER_ID].combine_chunks().dictionary_encode()
     user = users.indices.to_numpy()
     time_us, event_id = events["time_us"].to_numpy(), events[c.EVENT_ID].to_numpy()
@@ -120,90 +93,7 @@ def _histories(events: pa.Table, history_events: int, gap_edges_s: tuple[int, ..
     gap[start] = c.UNKNOWN_GAP
     codes[c.GAP] = gap
     names = users.dictionary.take(pa.array(user[start]))
-    return names, Histories(time_us, event_id, codes, gap, start, end, history_events)
-
-
-def _events_before(history: Histories, time_us: int) -> Ints:
-    """Index of each user's first event at or after a time → [u]."""
-    earlier = np.append(0, np.cumsum(history.time_us < time_us))
-    first: Ints = history.start + earlier[history.end] - earlier[history.start]
-    return first
-
-
-def _train_rows(history: Histories, stop: Ints, length: int) -> Rows:
-    """Windows back to back from the end of [start, stop), so that each event but the first is a target once."""
-    start = history.start_at(np.arange(len(stop)), stop)
-    n_targets = np.maximum(stop - start - 1, 0)
-    n_windows = -(-n_targets // length)
-    user = np.repeat(np.arange(len(stop)), n_windows)
-    window = np.arange(len(user)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
-    following = stop[user] - 1 - window * length
-    none = np.zeros_like(user)
-    return Rows(user, window, start[user], following, following, none, none, None, c.TRAIN)
-
-
-def _held_out_rows(
-    history: Histories, user: Ints, stop: Ints, labels: tuple[Ints, Ints], at: int | None, split: str
-) -> Rows:
-    start = history.start_at(user, stop)
-    return Rows(user, np.zeros_like(user), start, stop, labels[0], *labels, at, split)
-
-
-def _global_time_rows(history: Histories, length: int, cutoffs: Cutoffs) -> list[Rows]:
-    plans = [_train_rows(history, _events_before(history, cutoffs.valid_us), length)]
-    for split, at, until in (
-        (c.VALID, cutoffs.valid_us, cutoffs.test_us),
-        (c.TEST, cutoffs.test_us, cutoffs.end_us),
-    ):
-        stop = _events_before(history, at)
-        label_start = _events_before(history, at + cutoffs.embargo_us)
-        label_stop = _events_before(history, until)
-        user = np.flatnonzero((stop > history.start) & (label_stop > label_start))
-        plans.append(_held_out_rows(history, user, stop[user], (label_start[user], label_stop[user]), at, split))
-    return plans
-
-
-def _leave_one_out_rows(history: Histories, length: int) -> list[Rows]:
-    enough = history.end - history.start >= 3
-    plans = [_train_rows(history, np.where(enough, history.end - 2, history.end), length)]
-    user = np.flatnonzero(enough)
-    for split, from_end in ((c.VALID, 2), (c.TEST, 1)):
-        label = history.end[user] - from_end
-        plans.append(_held_out_rows(history, user, label, (label, label + 1), None, split))
-    return plans
-
-
-def _score_rows(history: Histories, end_us: int) -> Rows:
-    user = np.arange(len(history.start))
-    nothing = np.full_like(user, -1)
-    return _held_out_rows(history, user, history.end, (nothing, nothing), end_us, SCORE)
-
-
-def _shuffled(rows: Rows, history: Histories) -> Rows:
-    """Rows in an order that mixes users and windows and depends on each row's own content."""
-    last = history.event_id[rows.stop - 1].astype(np.uint64)
-    mixed = (last ^ (last >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    return _pick(rows, np.argsort(mixed, kind="stable"))
-
-
-def _pick(rows: Rows, index: Ints | slice) -> Rows:
-    return Rows(
-        rows.user[index],
-        rows.window[index],
-        rows.start[index],
-        rows.stop[index],
-        rows.following[index],
-        rows.label_start[index],
-        rows.label_stop[index],
-        rows.cutoff_us,
-        rows.split,
-    )
-
-
-def _in_batches(rows: Rows) -> Iterator[Rows]:
-    for at in range(0, len(rows.user), _ROWS_PER_BATCH):
-        yield _pick(rows, slice(at, at + _ROWS_PER_BATCH))
+    return names, Histories(time_us, event_id, codes, gap, start, end, history_events, n_ahead, horizon_s)
 
 
 def _batch(
@@ -215,12 +105,16 @@ def _batch(
     index = first[:, None] + np.arange(length)  # [r, L]
     valid = np.arange(length) < filled[:, None]  # [r, L]
     index[~valid] = 0
-    offsets = pa.array(np.arange(n_rows + 1, dtype=np.int32) * length)
-    arrays: dict[str, pa.Array] = {
-        name: pa.ListArray.from_arrays(offsets, pa.array(np.where(valid, codes[index], c.PAD).ravel(), pa.int32()))
-        for name, codes in history.codes.items()
-    }
     last_us = history.time_us[rows.stop - 1]
+    ahead = events_ahead(
+        history.time_us, rows.ahead_start, rows.ahead_stop, last_us, rows.known_us, history.n_ahead, history.horizon_s
+    )
+    matrices = {name: np.where(valid, codes[index], c.PAD) for name, codes in history.codes.items()}
+    matrices[c.AGE] = np.where(valid, ages(history.time_us[index], last_us), 0)
+    for name, of in ((c.AHEAD_CATEGORY, c.CATEGORY), (c.AHEAD_ACTION, c.ACTION_CODE)):
+        matrices[name] = np.where(ahead.is_there, history.codes[of][ahead.index], c.PAD)
+    matrices[c.AHEAD] = ahead.seconds
+    arrays: dict[str, pa.Array] = {name: _lists(matrix) for name, matrix in matrices.items()}
     has_next = rows.following >= 0
     following = np.where(has_next, rows.following, 0)
     next_us = history.time_us[following] if rows.split != SCORE else np.full(n_rows, rows.cutoff_us)
@@ -243,15 +137,26 @@ def _batch(
         c.NEXT_ITEM: pa.array(np.where(has_next, history.codes[c.ITEM][following], c.PAD), pa.int32()),
         c.NEXT_CATEGORY: pa.array(np.where(has_next, history.codes[c.CATEGORY][following], c.PAD), pa.int32()),
         c.NEXT_TIME: pa.array(next_us, _STAMPS),
-        c.LABEL_ITEMS: pa.ListArray.from_arrays(
-            pa.array(label_offsets), pa.array(history.codes[c.ITEM][labels], pa.int32())
-        ),
-        c.LABEL_CATEGORIES: pa.ListArray.from_arrays(
-            pa.array(label_offsets), pa.array(history.codes[c.CATEGORY][labels], pa.int32())
-        ),
+        c.AHEAD_LENGTH: pa.array(ahead.length),
+        c.KNOWN: pa.array(ahead.known_s),
+        **{
+            name: pa.ListArray.from_arrays(pa.array(label_offsets), pa.array(history.codes[of][labels], pa.int32()))
+            for name, of in (
+                (c.LABEL_ITEMS, c.ITEM),
+                (c.LABEL_CATEGORIES, c.CATEGORY),
+                (c.LABEL_ACTIONS, c.ACTION_CODE),
+            )
+        },
+        c.LABEL_TIMES: pa.ListArray.from_arrays(pa.array(label_offsets), pa.array(history.time_us[labels], _STAMPS)),
         c.SPLIT: pa.array([rows.split] * n_rows),
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in _ORDER], names=list(_ORDER))
+
+
+def _lists(matrix: NDArray[np.int32]) -> pa.ListArray:
+    """[r, k] → r lists of k entries."""
+    offsets = np.arange(matrix.shape[0] + 1, dtype=np.int32) * matrix.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(matrix.ravel(), pa.int32()))
 
 
 def _ranges(start: Ints, stop: Ints) -> tuple[NDArray[np.int32], Ints]:
@@ -286,5 +191,11 @@ _ORDER = (
     c.NEXT_TIME,
     c.LABEL_ITEMS,
     c.LABEL_CATEGORIES,
+    c.LABEL_ACTIONS,
+    c.LABEL_TIMES,
+    c.AGE,
+    *c.AHEAD_CHANNELS,
+    c.AHEAD_LENGTH,
+    c.KNOWN,
     c.SPLIT,
 )

@@ -84,6 +84,8 @@ def rows_of(table: pa.Table) -> EvaluationRows:
         next_category=_ints(table, c.NEXT_CATEGORY),
         label_items=_ragged(table, c.LABEL_ITEMS),
         label_categories=_ragged(table, c.LABEL_CATEGORIES),
+        label_actions=_ragged(table, c.LABEL_ACTIONS),
+        label_times_us=_ragged_times(table, c.LABEL_TIMES),
         seen_items=_ragged(table, c.SEEN_ITEMS),
     )
 
@@ -158,6 +160,14 @@ def _ragged(table: pa.Table, name: str) -> Ragged:
     column = _one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     return Ragged(column.flatten().to_numpy(), offsets - offsets[0])
+
+
+def _ragged_times(table: pa.Table, name: str) -> Ragged:
+    """Lists of times as microseconds since 1970."""
+    column = _one_chunk(table[name])
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    times = column.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    return Ragged(times.to_numpy(), offsets - offsets[0])
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

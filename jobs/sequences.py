@@ -55,6 +55,8 @@ def build_sequences(spark: SparkSession, settings: Settings, root: str, date: da
         "test_cutoff": _iso(cutoffs.test_us),
         "embargo_days": spec.split.embargo_days,
         "world_sizes": list(spec.world_sizes),
+        "horizons_days": list(spec.horizons_days),
+        "ahead_events": spec.ahead_events,
     }
     hashed = config_hash(spec, settings.sessions)
     scoring = spark.read.schema(TRAINING_SEQUENCES.schema).parquet(f"{staged}/{c.SPLIT}={SCORE}")

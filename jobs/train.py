@@ -187,6 +187,8 @@ def _task(
         length=coding["length"],
         gap_codes=c.FIRST_GAP + len(coding["gap_edges_s"]) + 1,
         new_session_gap=coding["new_session_gap"],
+        session_gap_s=coding["gap_edges_s"][coding["new_session_gap"] - c.FIRST_GAP - 1],
+        horizons_days=coding["horizons_days"],
     )
     facts = {
         "configuration": config_hash(settings.network, settings.training),

@@ -1,7 +1,7 @@
 """Blocks of rows into batches: mixed within a buffer, sorted by length, cut to equal size. NumPy only, no step per row.
 
-Letters: B rows of a batch, L positions, n rows of a block. A block is a dict of arrays by column: the channels [n, L],
-the scalars [n], all int32.
+Letters: B rows of a batch, L positions, A events ahead, n rows of a block. A block is a dict of arrays by column: those
+by position [n, L], those of the events ahead [n, A], the scalars [n], all int32.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from features import columns as c
 
-SCALARS = (c.LENGTH, c.NEXT_GAP, c.NEXT_ITEM, c.NEXT_CATEGORY)
-COLUMNS = (*c.CHANNELS, *SCALARS)
+SCALARS = (c.LENGTH, c.NEXT_GAP, c.NEXT_ITEM, c.NEXT_CATEGORY, c.AHEAD_LENGTH, c.KNOWN)
+BY_POSITION = (*c.CHANNELS, c.AGE)
+COLUMNS = (*BY_POSITION, *c.AHEAD_CHANNELS, *SCALARS)
 
 Block = dict[str, NDArray[np.int32]]
 
@@ -143,11 +144,12 @@ def _batches(
 
 def _taken(pool: Block, rows: NDArray[np.int64], positions: int | None = None) -> Block:
     """A copy of some rows, cut to their first positions."""
-    return {name: _cut(pool[name], positions).take(rows, axis=0) for name in COLUMNS}
+    return {name: _cut(name, pool[name], positions).take(rows, axis=0) for name in COLUMNS}
 
 
-def _cut(values: NDArray[np.int32], positions: int | None) -> NDArray[np.int32]:
-    return values if positions is None or values.ndim == 1 or values.shape[1] == positions else values[:, :positions]
+def _cut(name: str, values: NDArray[np.int32], positions: int | None) -> NDArray[np.int32]:
+    is_long = positions is not None and name in BY_POSITION and values.shape[1] != positions
+    return values[:, :positions] if is_long else values
 
 
 def _joined(blocks: Sequence[Block]) -> Block:

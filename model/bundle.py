@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from features import columns as c
 from model.errors import ModelError
-from model.spec import NetworkSpec, Sizes
+from model.spec import HEADS, NetworkSpec, Sizes
 
 MANIFEST = "_MANIFEST.json"
 WEIGHTS, SPEC, VOCABULARY = "weights.safetensors", "spec.json", "vocabulary.parquet"
@@ -72,7 +72,8 @@ class Bundle:
         """The network with these weights; loads TensorFlow on first use."""
         from model.network import Network
 
-        network = Network(self.spec, self.sizes)
+        heads = [name for name in HEADS if f"{name}/bias" in self.weights]
+        network = Network(self.spec, self.sizes, heads=heads)
         network.set_weights(self.weights)
         return network
 

@@ -93,6 +93,8 @@ class EvaluationRows:
     next_category: Ints  # [B]
     label_items: Ragged
     label_categories: Ragged
+    label_actions: Ragged
+    label_times_us: Ragged
     seen_items: Ragged
 
 

@@ -17,7 +17,7 @@ from petastorm.workers_pool import EmptyResultError
 from petastorm.workers_pool.thread_pool import ThreadPool
 
 from features import columns as c
-from model.batches import COLUMNS, Block, Bucket, cut, in_order
+from model.batches import BY_POSITION, COLUMNS, SCALARS, Block, Bucket, cut, in_order
 from model.errors import ModelError
 from model.spec import Sizes
 
@@ -235,17 +235,17 @@ def _block(columns: pa.Table, shard: Shard, length: int) -> Block:
         is_list = pa.types.is_list(column.type)
         values = column.flatten() if is_list else column
         lengths = _lengths(column) if is_list else []
-        if values.type != pa.int32() or lengths != ([length] if name in c.CHANNELS else []):
+        wanted = [] if name in SCALARS else [length] if name in BY_POSITION else lengths[:1]
+        if values.type != pa.int32() or lengths != wanted or is_list == (name in SCALARS):
             raise ModelError(
-                f"Column {name} of the {shard.split} split is {values.type}{lengths}, expected int32"
-                f"{[length] if name in c.CHANNELS else []}. Run jobs.sequences for that day again with the length of "
-                "this configuration."
+                f"Column {name} of the {shard.split} split is {values.type}{lengths}, expected int32{wanted}. Run "
+                "jobs.sequences for that day again with the length of this configuration."
             )
         if column.null_count or values.null_count:
             raise ModelError(
                 f"Column {name} of the {shard.split} split holds nulls. Run jobs.sequences for that day again."
             )
-        block[name] = values.to_numpy().reshape(-1, length) if is_list else values.to_numpy()
+        block[name] = values.to_numpy().reshape(-1, lengths[0]) if is_list else values.to_numpy()
     return block
 
 

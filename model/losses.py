@@ -16,6 +16,8 @@ from model.network import Network, Tensor
 # positions, else adding up the rows' gradients would cost more than the scores do.
 _PIECE_SCORES, _PIECE_ROWS = 1 << 19, 256
 
+_EXCLUDED = -1e9  # a score that has no share in a softmax, and yet no infinity in its gradient
+
 
 def full_softmax(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy over every known id. logits: [P, V]; targets: [P] ids → [P]; 0 where the target is PAD or OOV.
@@ -138,10 +140,12 @@ def head_loss(
     smoothing: float,
     negatives: Negatives | None,
     precision: str = "float32",
+    importance: Tensor | None = None,
 ) -> Tensor:
     """Loss of one head, summed over its positions: sampled where there are negatives, else full. → one number.
 
-    answers: [P, E]; targets: [P] ids; PAD and OOV cost nothing.
+    answers: [P, E]; targets: [P] ids; PAD and OOV cost nothing; importance: [P], what a position's loss is multiplied
+    with, 1 without.
 
     Full: as `full_softmax`. Sampled: log(exp(s_y) + Σ_j exp(s_j − log n_j)) − s_y over negatives j ≠ y (accidental hits
     removed). n_j, how often j is expected among the negatives, makes Σ exp(s_j)/n_j an unbiased estimate of the other
@@ -149,7 +153,7 @@ def head_loss(
     (Khrylchenko et al. 2025). At random weights both are about log V a position. With every id sampled once and n_j = 1
     the two are equal.
     """
-    weight = tf.cast(targets >= c.FIRST_ID, tf.float32)  # [P]
+    weight = _weight(targets, importance)  # [P]
     own_rows, own_bias = network.output_rows(kind, targets)  # [P, E], [P]
     own = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias  # [P]
     if negatives is None:
@@ -165,3 +169,82 @@ def head_loss(
     offset = bias - negatives.log_expected
     total = log_partition(answers, rows, offset, weight, own, (targets, negatives.ids), precision)
     return total - tf.reduce_sum(weight * own)
+
+
+def bpr_max_loss(
+    network: Network,
+    kind: str,
+    answers: Tensor,
+    targets: Tensor,
+    negatives: Negatives,
+    regularisation: float,
+    importance: Tensor | None = None,
+) -> Tensor:
+    """BPR-max of one head (Hidasi & Karatzoglou 2018, section 3.3), summed over its positions → one number.
+
+    answers: [P, E]; targets: [P] ids; PAD and OOV cost nothing; importance: as for `head_loss`.
+
+    Formula: −log Σ_j q_j·σ(s_y − s_j) + λ·Σ_j q_j·s_j², q the softmax of s over the negatives j ≠ y (accidental hits
+    removed), λ the regularisation. It ranks the target above the highest negatives and keeps their scores near 0; its
+    scores are no log-probabilities. At zero weights: log 2 a position.
+    """
+    own_rows, own_bias = network.output_rows(kind, targets)  # [P, E], [P]
+    own = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias  # [P]
+    rows, bias = network.output_rows(kind, negatives.ids)  # [N, E], [N]
+    weight = _weight(targets, importance)
+    return _bpr_max(answers, rows, bias, own, weight, targets, negatives.ids, regularisation)
+
+
+def _bpr_max(
+    answers: Tensor,
+    rows: Tensor,
+    bias: Tensor,
+    own: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ids: Tensor,
+    regularisation: float,
+) -> Tensor:
+    """In pieces, each with its gradients while its scores are at hand, as `log_partition` goes about it."""
+    n_positions = tf.shape(answers)[0]
+    piece = tf.maximum(_PIECE_ROWS, _PIECE_SCORES // tf.shape(rows)[0])
+    n_pieces = (n_positions + piece - 1) // piece
+
+    def loss_of(part: slice, answers: Tensor, rows: Tensor, bias: Tensor, own: Tensor) -> Tensor:
+        scores = tf.matmul(answers, rows, transpose_b=True) + bias  # [p, N]
+        is_hit = targets[part][:, None] == ids[None, :]
+        log_q = tf.nn.log_softmax(tf.where(is_hit, _EXCLUDED, scores))
+        ranked = tf.reduce_logsumexp(log_q + tf.math.log_sigmoid(own[:, None] - scores), axis=1)  # [p]
+        size = tf.reduce_sum(tf.exp(log_q) * tf.square(scores), axis=1)  # [p]
+        return tf.reduce_sum(weight[part] * (regularisation * size - ranked))
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def total(answers: Tensor, rows: Tensor, bias: Tensor, own: Tensor) -> tuple[Tensor, Any]:
+        def step(at: Tensor, loss: Tensor, d_rows: Tensor, d_bias: Tensor, d_answers: Any, d_own: Any) -> Any:
+            part = slice(at * piece, at * piece + piece)
+            inputs = [answers[part], rows, bias, own[part]]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(inputs)
+                own_loss = loss_of(part, *inputs)
+            found = tape.gradient(own_loss, inputs)
+            sums = loss + own_loss, d_rows + found[1], d_bias + found[2]
+            return at + 1, *sums, d_answers.write(at, found[0]), d_own.write(at, found[3])
+
+        arrays = [
+            tf.TensorArray(tf.float32, n_pieces, infer_shape=False, element_shape=shape)
+            for shape in ([None, answers.shape[1]], [None])
+        ]
+        first = (0, tf.constant(0.0), tf.zeros_like(rows), tf.zeros_like(bias), *arrays)
+        _, loss, d_rows, d_bias, d_answers, d_own = tf.while_loop(
+            lambda at, *_: at < n_pieces, step, first, parallel_iterations=1
+        )
+        found = d_answers.concat(), d_rows, d_bias, d_own.concat()
+        return loss, lambda upstream: tuple(upstream * each for each in found)
+
+    return total(answers, rows, bias, own)
+
+
+def _weight(targets: Tensor, importance: Tensor | None) -> Tensor:
+    """What each position counts: nothing where the target is PAD or OOV. → [P] float32."""
+    weight = tf.cast(targets >= c.FIRST_ID, tf.float32)
+    return weight if importance is None else weight * importance

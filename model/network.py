@@ -1,30 +1,38 @@
-"""The network: five channels embedded, an LSTM over them, and two heads tied to the embeddings.
+"""The network: channels embedded, cells over them, and two heads tied to the embeddings.
 
 Letters: B rows, L positions, P gathered positions, H units, E item_dim, C category_dim, V known ids of a kind.
 "Known" leaves out PAD and OOV, which are never predicted: column j of any logits is id FIRST_ID + j.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
-from tensorflow import keras
 
 from features import columns as c
+from model import inputs
+from model.cells import Cell, Recurrent, make_cell
+from model.draws import dropped, seed_at, uniform
+from model.heads import Heads
+from model.lookup import lookup
 from model.spec import NetworkSpec, Sizes
 
 QUERY_UNKNOWN, QUERY_SAME_SESSION, QUERY_NEW_SESSION = 0, 1, 2
 _N_QUERIES = 3
 
+_NORM_EPSILON = 1e-5  # guards layer normalisation against a variance of 0
+
 Tensor = Any  # TensorFlow 2.15 carries no types
 
 
 class Network:
-    """Weights by name, and the forward pass in parts. The LSTM is Keras's own, with nothing that keeps cuDNN away."""
+    """Weights by name, and the forward pass in parts. `cells` are its layers over time, the first one first."""
 
-    def __init__(self, spec: NetworkSpec, sizes: Sizes, seed: int = 0) -> None:
+    def __init__(self, spec: NetworkSpec, sizes: Sizes, seed: int = 0, heads: Sequence[str] = ()) -> None:
+        """heads: those for the time ahead, of model.spec.HEADS."""
         self.spec = spec
         self.sizes = sizes
         rows = {
@@ -33,14 +41,20 @@ class Network:
             c.ACTION_CODE: (c.N_ACTION_CODES, spec.action_dim),
             c.GAP: (sizes.gap_codes, spec.gap_dim),
             c.HOUR: (c.N_HOUR_CODES, spec.hour_dim),
+            inputs.SESSION_START: (inputs.N_START_CODES, spec.session_dim),
+            inputs.SESSION_POSITION: (spec.session_positions, spec.position_dim),
         }
-        seeds = iter(range(seed * 100, seed * 100 + 100))
+        rows = {name: shape for name, shape in rows.items() if shape[1] > 0}
+        seeds = count(seed * 100)
         self._tables = {name: _normal(shape, shape[1] ** -0.5, next(seeds)) for name, shape in rows.items()}
-        self._cells = [_lstm(spec.units, seeds) for _ in range(spec.layers)]
-        width = sum(dim for _, dim in rows.values())
-        for cell in self._cells:
-            cell.build((None, None, width))
-            width = spec.units
+        width = spec.item_dim if spec.inputs == "sum" else sum(dim for _, dim in rows.values())
+        self.cells: list[Cell] = [
+            make_cell(spec, spec.units if layer else width, sizes.length, seeds) for layer in range(spec.layers)
+        ]
+        self._norms = [
+            (tf.Variable(tf.ones([spec.units])), tf.Variable(tf.zeros([spec.units])))
+            for _ in range(spec.layers if spec.layer_norm else 0)
+        ]
         self._query_scale = tf.Variable(tf.zeros([_N_QUERIES, spec.units]))
         self._query_shift = tf.Variable(tf.zeros([_N_QUERIES, spec.units]))
         self._projections = {
@@ -51,18 +65,32 @@ class Network:
             c.ITEM: tf.Variable(tf.zeros([sizes.items])),
             c.CATEGORY: tf.Variable(tf.zeros([sizes.categories])),
         }
+        added = [name for name in rows if name != c.ITEM] if spec.inputs == "sum" else []
+        self._input_projections = {
+            name: _normal((rows[name][1], spec.item_dim), rows[name][1] ** -0.5, next(seeds)) for name in added
+        }
+        self._stand_in = (
+            _normal((spec.category_dim, spec.item_dim), spec.category_dim**-0.5, next(seeds))
+            if spec.oov_from_category
+            else None
+        )
+        self.heads = Heads(heads, spec, sizes, seed)
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Every trainable variable under its stable name, in a fixed order."""
         named = {f"embedding/{name}": table for name, table in self._tables.items()}
-        for index, cell in enumerate(self._cells):
-            kernel, recurrent, bias = cell.trainable_variables
-            named |= {f"lstm_{index}/kernel": kernel, f"lstm_{index}/recurrent": recurrent, f"lstm_{index}/bias": bias}
+        named |= {f"input/{name}": projection for name, projection in self._input_projections.items()}
+        if self._stand_in is not None:
+            named["stand_in/projection"] = self._stand_in
+        for index, cell in enumerate(self.cells):
+            named |= {f"{self.spec.cell}_{index}/{name}": weight for name, weight in cell.weights.items()}
+        for index, (scale, bias) in enumerate(self._norms):
+            named |= {f"norm_{index}/scale": scale, f"norm_{index}/bias": bias}
         named |= {"query/scale": self._query_scale, "query/shift": self._query_shift}
         for kind in (c.ITEM, c.CATEGORY):
             named |= {f"{kind}/projection": self._projections[kind], f"{kind}/bias": self._biases[kind]}
-        return named
+        return named | self.heads.weights
 
     def set_weights(self, values: Mapping[str, NDArray[Any]]) -> None:
         """Take over every weight by name; names and shapes must be those of `weights`, else KeyError or ValueError."""
@@ -78,23 +106,93 @@ class Network:
         bias = np.zeros(len(counts), np.float32)
         bias[c.FIRST_ID :] = np.log(known / known.sum())
         self._biases[kind].assign(bias)
+        if kind == c.CATEGORY:
+            self.heads.start(bias)
 
-    def encode(self, channels: Mapping[str, Tensor], seed: Tensor | None = None) -> Tensor:
+    def encode(self, channels: Mapping[str, Tensor], seed: Tensor | None = None, first_row: Tensor = 0) -> Tensor:
         """Hidden state after every position. channels: [B, L] each, right-padded → [B, L, H].
 
         A state depends on nothing behind its position, so padding needs no mask: states there mean nothing, and nobody
-        reads them. With `seed` ([2] int32, stateless: the same seed drops the same units) dropout is on.
+        reads them. With `seed` ([2] int32, stateless: the same seed drops the same units) dropout is on; `first_row` is
+        the place of these rows in the batch that the seed is of.
         """
-        hidden = tf.concat([self.embed(name, channels[name]) for name in c.CHANNELS], axis=-1)
-        hidden = _dropped(hidden, self.spec.embedding_dropout, seed, 0)
-        for index, cell in enumerate(self._cells):
-            hidden = cell(hidden)  # [B, L, H]
-            hidden = _dropped(hidden, self.spec.hidden_dropout, seed, 1 + index)
+        hidden = self.embedded(channels)
+        hidden = _dropped(hidden, self.spec.embedding_dropout, seed, 0, first_row)
+        for index, cell in enumerate(self.cells):
+            hidden = self.normed(index, cell(hidden))  # [B, L, H]
+            hidden = _dropped(hidden, self.spec.hidden_dropout, seed, 1 + index, first_row)
         return hidden
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a state goes on with new events alone; else `advance` must be given a row's whole context."""
+        return all(isinstance(cell, Recurrent) for cell in self.cells)
+
+    @property
+    def state_floats(self) -> int:
+        """Z, numbers in a row's state: h (and c) of each layer, those of the first one first; a cnn's last output."""
+        return self.spec.units * (sum(cell.n_states for cell in self.cells) if self.is_recurrent else 1)
+
+    def advance(self, channels: Mapping[str, Tensor], length: Tensor, state: Tensor) -> Tensor:
+        """The state after further events. channels: [B, L] each; length: [B]; state: [B, Z] → [B, Z].
+
+        Zeros are the state before a first event; a row of length 0 keeps its state.
+        """
+        hidden = self.embedded(channels)
+        before = tf.split(state, self.state_floats // self.spec.units, axis=1)
+        after: list[Tensor] = []
+        for index, cell in enumerate(self.cells):
+            if isinstance(cell, Recurrent):
+                own = slice(index * cell.n_states, (index + 1) * cell.n_states)
+                hidden, reached = cell.run(hidden, length, tuple(before[own]))
+                after += reached
+            else:
+                hidden = cell(hidden)
+            hidden = self.normed(index, hidden)
+        if self.is_recurrent:
+            return tf.concat(after, axis=1)
+        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
+        return tf.where(length[:, None] > 0, newest, state)
+
+    def newest(self, state: Tensor) -> Tensor:
+        """What heads read of a state: the last layer's output. state: [B, Z] → [B, H]."""
+        if not self.is_recurrent:
+            return state
+        first = self.state_floats - self.cells[-1].n_states * self.spec.units
+        return self.normed(len(self.cells) - 1, state[:, first : first + self.spec.units])
+
+    def embedded(self, channels: Mapping[str, Tensor]) -> Tensor:
+        """What the first cell takes. channels: [B, L] each → [B, L, W]: all side by side, or their sum (W = E).
+
+        For the sum every channel but the item goes through a matrix of its own into item space. With
+        `oov_from_category` an unknown item is its row plus its category's, taken into item space in the same way.
+        """
+        spec, gaps = self.spec, channels[c.GAP]
+        ids = {name: channels[name] for name in c.CHANNELS}
+        if spec.session_dim:
+            ids[inputs.SESSION_START] = inputs.starts(gaps, self.sizes)
+        if spec.position_dim:
+            ids[inputs.SESSION_POSITION] = inputs.positions(gaps, self.sizes, spec.session_positions)
+        vectors = {name: self.embed(name, of) for name, of in ids.items()}
+        if self._stand_in is not None:
+            stand_in = tf.matmul(vectors[c.CATEGORY], self._stand_in)  # [B, L, E]
+            vectors[c.ITEM] += tf.where((ids[c.ITEM] == c.OOV)[..., None], stand_in, 0.0)
+        if spec.inputs == "concat":
+            return tf.concat(list(vectors.values()), axis=-1)
+        projected = [tf.matmul(vectors[name], matrix) for name, matrix in self._input_projections.items()]
+        return tf.add_n([vectors[c.ITEM], *projected])
+
+    def normed(self, layer: int, hidden: Tensor) -> Tensor:
+        """Outputs of a layer, normalised over its units where the spec says so (Ba et al. 2016). hidden: [..., H]."""
+        if not self._norms:
+            return hidden
+        scale, bias = self._norms[layer]
+        mean, variance = tf.nn.moments(hidden, axes=[-1], keepdims=True)
+        return (hidden - mean) * tf.math.rsqrt(variance + _NORM_EPSILON) * scale + bias
 
     def embed(self, name: str, ids: Tensor) -> Tensor:
         """Rows of one channel's table. ids: any shape → that shape + [dim]."""
-        return _lookup(self._tables[name], ids, self.is_sparse(name))
+        return lookup(self._tables[name], ids, self.is_sparse(name))
 
     def is_sampled(self, kind: str) -> bool:
         """Whether a kind is trained by sampled softmax: items, where there are more than the spec's limit."""
@@ -110,7 +208,7 @@ class Network:
         The query (is the next event in this session, in a new one, or unknown) scales and shifts each unit first:
         FiLM (Perez et al. 2018), started as the identity.
         """
-        asked = hidden * (1.0 + _lookup(self._query_scale, query)) + _lookup(self._query_shift, query)
+        asked = hidden * (1.0 + lookup(self._query_scale, query)) + lookup(self._query_shift, query)
         return tf.matmul(asked, self._projections[kind])
 
     def logits(self, kind: str, answers: Tensor) -> Tensor:
@@ -124,7 +222,7 @@ class Network:
 
     def output_rows(self, kind: str, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Output embedding and bias of some ids. ids: [P] → [P, E or C], [P]."""
-        return self.embed(kind, ids), _lookup(self._biases[kind], ids, self.is_sparse(kind))
+        return self.embed(kind, ids), lookup(self._biases[kind], ids, self.is_sparse(kind))
 
     def last(self, channels: Mapping[str, Tensor], length: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
         """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V].
@@ -148,54 +246,19 @@ def following(channel: Tensor, length: Tensor, after: Tensor) -> Tensor:
     return tf.where(is_last, after[:, None], shifted)
 
 
-def training_query(gaps_ahead: Tensor, sizes: Sizes, dropout: float, seed: Tensor) -> Tensor:
+def training_query(gaps_ahead: Tensor, sizes: Sizes, dropout: float, seed: Tensor, first_row: Tensor = 0) -> Tensor:
     """Query at every position, from the gap to the next event; dropped to unknown with probability `dropout`.
 
-    gaps_ahead: [B, L] gap codes → [B, L] int32.
+    gaps_ahead: [B, L] gap codes → [B, L] int32. seed and first_row: as for `Network.encode`.
     """
     query = tf.where(gaps_ahead >= sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_SAME_SESSION)
-    hidden = tf.random.stateless_uniform(tf.shape(query), seed) < dropout
+    hidden = uniform(seed, first_row, tf.shape(query)) < dropout
     return tf.where(hidden | (gaps_ahead < c.FIRST_GAP), QUERY_UNKNOWN, query)
-
-
-def seed_at(seed: Tensor, place: int) -> Tensor:
-    """The seed of one place where a step draws random numbers. seed: [2] int32 → [2]."""
-    return tf.stack([seed[0], seed[1] + place])
 
 
 def _normal(shape: tuple[int, int], deviation: float, seed: int) -> Tensor:
     return tf.Variable(tf.random.stateless_normal(shape, [seed, 0], stddev=deviation))
 
 
-def _lstm(units: int, seeds: Any) -> Any:
-    return keras.layers.LSTM(
-        units,
-        return_sequences=True,
-        kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-        recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-    )
-
-
-def _dropped(values: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
-    if seed is None or rate == 0.0:
-        return values
-    return tf.nn.experimental.stateless_dropout(values, rate, seed_at(seed, place))
-
-
-def _lookup(table: Tensor, ids: Tensor, is_sparse: bool = False) -> Tensor:
-    """Rows of a table by id. Unless sparse, with a dense gradient: cheaper where most rows are touched or another is.
-
-    table: [V, …]; ids: any shape → that shape + […].
-    """
-    if is_sparse:
-        return tf.gather(table, ids)
-    n_rows, row = table.shape[0], table.shape[1:].as_list()
-
-    @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def lookup(values: Tensor) -> tuple[Tensor, Any]:
-        def gradient(upstream: Tensor) -> Tensor:
-            return tf.math.unsorted_segment_sum(tf.reshape(upstream, [-1, *row]), tf.reshape(ids, [-1]), n_rows)
-
-        return tf.gather(values, ids), gradient
-
-    return lookup(tf.convert_to_tensor(table))
+def _dropped(values: Tensor, rate: float, seed: Tensor | None, place: int, first_row: Tensor) -> Tensor:
+    return dropped(values, rate, None if seed is None else seed_at(seed, place), first_row)

@@ -15,6 +15,8 @@ from features import columns as c
 from model.bundle import Bundle, load_bundle
 from model.errors import ModelError
 from model.network import Tensor
+from model.outlook import outlook
+from model.returns import back
 from model.workers import use_threads
 
 BATCH_ROWS = 256  # fixed, so that each graph is traced once; large enough for full matrix-multiply speed
@@ -36,6 +38,20 @@ class Top(NamedTuple):
     category_p: Floats
 
 
+class Future(NamedTuple):
+    """What lies ahead of each row, asked at an instant after some silence; None where the bundle has no such head.
+
+    Horizons D, hours R and hazard bins K are those of the bundle: `sizes.horizons_days`, `spec.back_hours`, `back_bins`.
+    """
+
+    interests: Floats | None  # [n, D, V] distribution over categories of the events within each horizon
+    touched: Floats | None  # [n, D, V] probability that a category is touched at all within each horizon
+    back: Floats | None  # [n, R] P(the next session starts within so many hours | silent so far)
+    hazards: Floats | None  # [n, K] P(next session starts in the bin | not before), from the last event on
+    hour: Floats | None  # [n, 168] distribution of the hour of the week in which it starts, 0 for Monday 00:00 UTC
+    actions: Floats | None  # [n, 5] probability that it holds each action, in the order of columns.ACTIONS
+
+
 class Predictor:
     """A bundle ready to answer; load it once per process."""
 
@@ -51,6 +67,8 @@ class Predictor:
         }
         rows = {name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
         self._probabilities = tf.function(self._probabilities_graph, input_signature=[rows])
+        silence = tf.TensorSpec([BATCH_ROWS], tf.int32)
+        self._future = tf.function(self._future_graph, input_signature=[rows, silence])
         self._top = tf.function(self._top_graph, input_signature=[rows, *[tf.TensorSpec([], tf.int32)] * 2])
 
     @classmethod
@@ -97,6 +115,47 @@ class Predictor:
             for at, kind in enumerate((np.int32, np.float32) * 2)
         )
         return Top(item_ids, item_p, category_ids, category_p)
+
+    @property
+    def back_bins(self) -> NDArray[np.float64]:
+        """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up; what to do with: model.returns."""
+        edges: NDArray[np.float64] = self._network.heads.edges_s
+        return edges
+
+    def future(self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints, silence_s: Ints) -> Future:
+        """What lies ahead of each row. silence_s: [n] seconds from its last event to the instant of asking, at least 0.
+
+        Other arguments as for `probabilities`. Horizons and hours count from that instant.
+
+        Raises:
+            ModelError: the bundle has no head for the time ahead, or shapes, ids or silences are not fit.
+        """
+        if not self._network.heads.names:
+            raise ModelError(
+                f"Model {self.model_version} has no head for the time ahead: it was trained with weights of 0. Set "
+                "training.horizon_weight, touched_weight, when_weight, hour_weight or action_weight and run jobs.train."
+            )
+        n = len(length)
+        if silence_s.shape != (n,) or (n and silence_s.min() < 0):
+            raise ModelError(
+                f"silence_s has shape {list(silence_s.shape)} and least value {silence_s.min() if n else 0}; expected "
+                f"[{n}] and at least 0: seconds from the last event to the instant of asking. Was a row asked about a "
+                "time before its last event?"
+            )
+        silence = np.zeros(-(-n // BATCH_ROWS) * BATCH_ROWS, np.int32)
+        silence[:n] = silence_s
+        parts: list[dict[str, Floats]] = []
+        for at, (rows, n_real) in enumerate(self._batches(channels, length, next_gap)):
+            found = self._future(rows, silence[at * BATCH_ROWS : (at + 1) * BATCH_ROWS])
+            parts.append({name: values.numpy()[:n_real] for name, values in found.items()})
+        if not parts:
+            empty = self._future.structured_outputs
+            parts = [{name: np.zeros((0, *spec.shape[1:]), np.float32) for name, spec in empty.items()}]
+        named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        hazards = named.get("hazards")
+        hours = np.array(self.bundle.spec.back_hours) * 3600.0
+        returns = None if hazards is None else back(hazards, self.back_bins, silence_s, hours).astype(np.float32)
+        return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
 
     def _batches(
         self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints
@@ -154,6 +213,13 @@ class Predictor:
             best, index = tf.math.top_k(logits[kind], k)  # [B, K]
             total = tf.reduce_logsumexp(logits[kind], axis=-1, keepdims=True)
             found += [index + c.FIRST_ID, tf.exp(best - total)]
+        return found
+
+    def _future_graph(self, rows: Mapping[str, Tensor], silence_s: Tensor) -> dict[str, Tensor]:
+        newest = tf.maximum(rows[c.LENGTH] - 1, 0)
+        hidden = tf.gather(self._network.encode(rows), newest, batch_dims=1)  # [B, U]
+        hour_code = tf.gather(rows[c.HOUR], newest, batch_dims=1)
+        found: dict[str, Tensor] = outlook(self._network, hidden, hour_code, silence_s)
         return found
 
     def _logits(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

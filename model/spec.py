@@ -5,7 +5,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from features import columns as c
+
 _Share = Field(ge=0.0, lt=1.0)
+
+# Heads for the time ahead, beside those for the next event; what each one answers: model.heads.
+HEADS = HORIZON, TOUCHED, WHEN, HOUR, ACTION = "horizon", "touched", "when", "hour", "action"
 
 
 class NetworkSpec(BaseModel):
@@ -13,19 +18,57 @@ class NetworkSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cell: Literal["lstm"]
+    cell: Literal["lstm", "gru", "rnn", "cnn"]
     units: int = Field(ge=1)
     layers: int = Field(ge=1)
+    layer_norm: bool
+    cnn_kernel: int = Field(ge=2)
+    inputs: Literal["concat", "sum"]
     item_dim: int = Field(ge=1)
     category_dim: int = Field(ge=1)
     action_dim: int = Field(ge=1)
     gap_dim: int = Field(ge=1)
     hour_dim: int = Field(ge=1)
+    session_dim: int = Field(ge=0)
+    position_dim: int = Field(ge=0)
+    session_positions: int = Field(ge=2)
+    oov_from_category: bool
     embedding_dropout: float = _Share
     hidden_dropout: float = _Share
     query_dropout: float = Field(ge=0.0, le=1.0)
     full_softmax_max_items: int = Field(ge=1)
     sparse_min_items: int = Field(ge=0)
+    return_bins_h: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=2)
+    back_hours: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+    @field_validator("return_bins_h", "back_hours")
+    @classmethod
+    def _rises(cls, hours: tuple[float, ...]) -> tuple[float, ...]:
+        if list(hours) != sorted(set(hours)):
+            raise ValueError("hours must rise")
+        return hours
+
+
+class ActionWeights(BaseModel):
+    """What a target counts in the loss, by the action of its event."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    view: float = Field(ge=0.0)
+    click: float = Field(ge=0.0)
+    like: float = Field(ge=0.0)
+    cart: float = Field(ge=0.0)
+    buy: float = Field(ge=0.0)
+
+    @property
+    def are_equal(self) -> bool:
+        """Whether every action counts 1."""
+        return set(self.by_code[c.FIRST_ID :]) == {1.0}
+
+    @property
+    def by_code(self) -> tuple[float, ...]:
+        """Weight of each action code; 1 for PAD and for an action that is not known."""
+        return (1.0,) * c.FIRST_ID + tuple(getattr(self, action) for action in c.ACTIONS)
 
 
 class TrainingSpec(BaseModel):
@@ -46,14 +89,30 @@ class TrainingSpec(BaseModel):
     warmup_steps: int = Field(ge=0)
     adam_epsilon: float = Field(gt=0.0)
     weight_decay: float = Field(ge=0.0)
+    l1: float = Field(ge=0.0)
+    l2: float = Field(ge=0.0)
+    ema_decay: float = _Share
     clip_norm: float = Field(gt=0.0)
     item_weight: float = Field(ge=0.0)
     category_weight: float = Field(ge=0.0)
+    horizon_weight: float = Field(ge=0.0)
+    touched_weight: float = Field(ge=0.0)
+    when_weight: float = Field(ge=0.0)
+    hour_weight: float = Field(ge=0.0)
+    action_weight: float = Field(ge=0.0)
+    action_weights: ActionWeights
+    loss: Literal["cross_entropy", "bpr_max"]
+    bpr_regularisation: float = Field(ge=0.0)
     label_smoothing: float = _Share
     softmax_precision: Literal["float32", "bfloat16"]
     xla: bool
     negatives: int = Field(ge=1)
     negative_power: float = Field(ge=0.0, le=1.0)
+    crop: float = Field(ge=0.0, le=1.0)
+    crop_keep: float = Field(gt=0.0, le=1.0)
+    item_dropout: float = _Share
+    item_mask: float = _Share
+    shuffle_ties: bool
     shuffle_rows: int = Field(ge=0)
     checkpoint_steps: int = Field(ge=0)
     checkpoints_kept: int = Field(ge=1)
@@ -64,6 +123,12 @@ class TrainingSpec(BaseModel):
     cycle_ms: float = Field(gt=0.0)
     threads: int = Field(ge=0)
     seed: int = Field(ge=0, le=2**31 - 1)
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """Weight of the loss of each head for the time ahead that is trained at all: those above 0."""
+        weights = {head: getattr(self, f"{head}_weight") for head in HEADS}
+        return {head: weight for head, weight in weights.items() if weight > 0.0}
 
 
 class TrackingSpec(BaseModel):
@@ -87,7 +152,7 @@ class TrackingSpec(BaseModel):
 
 
 class Sizes(BaseModel):
-    """What the data fixes: vocabulary sizes (largest id + 1), sequence length L and the meaning of gap codes."""
+    """What the data fixes: vocabulary sizes (largest id + 1), sequence length L, the meaning of gap codes, horizons."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,3 +161,5 @@ class Sizes(BaseModel):
     length: int = Field(ge=1)
     gap_codes: int = Field(ge=3)
     new_session_gap: int = Field(ge=3)
+    session_gap_s: int = Field(ge=1)
+    horizons_days: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)

@@ -15,12 +15,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from features import columns as c
-from model.batches import COLUMNS, Block
+from model.augment import noised, rearranged
+from model.batches import COLUMNS, SCALARS, Block
+from model.draws import seed_at
 from model.errors import ModelError
 from model.gradients import added, compact, scaled
-from model.losses import Negatives, NegativeSampler, full_softmax, head_loss
-from model.network import Network, Tensor, following, seed_at, training_query
-from model.optimizer import Adam
+from model.head_losses import head_losses
+from model.losses import Negatives, NegativeSampler, bpr_max_loss, full_softmax, head_loss
+from model.network import Network, Tensor, following, training_query
+from model.optimizer import Adam, Averages, penalised
 from model.spec import TrainingSpec
 from model.streams import StreamBatch, stream_seed
 from model.watch import TrainSums
@@ -29,9 +32,8 @@ from model.workers import SingleProcess, Workers, threads_in_use
 KINDS = (c.ITEM, c.CATEGORY)
 TOP = 10  # validation's HR@10 and NDCG@10
 
-# Places in a batch's stream of random numbers; the network's own dropout takes 0 and up.
+# Places in a batch's stream of random numbers; the network's own dropout takes 0 and up, model.augment 48 and up.
 _SEEDS_PER_BATCH, _QUERY_SEED, _NEGATIVES_SEED = 64, 62, 63
-_SEEDS_PER_PART = 104_729  # between the parts of a batch
 
 
 class ValidSums(NamedTuple):
@@ -63,8 +65,15 @@ class Steps:
         self._spec = spec
         self._workers = workers
         self.optimizer = Adam(network.weights, spec.adam_epsilon, spec.weight_decay)
+        self.averages = Averages(network.weights, spec.ema_decay)
         self._samplers: dict[str, NegativeSampler | None] = dict.fromkeys(KINDS)
-        if network.is_sampled(c.ITEM):
+        self._is_ranked = spec.loss == "bpr_max"
+        if spec.label_smoothing > 0.0 and self._is_ranked:
+            raise ModelError(
+                f"training.label_smoothing = {spec.label_smoothing} needs a softmax over items, which "
+                "training.loss = bpr_max does not have. Set it to 0, or take training.loss = cross_entropy."
+            )
+        if network.is_sampled(c.ITEM) or self._is_ranked:
             if spec.label_smoothing > 0.0:
                 raise ModelError(
                     f"training.label_smoothing = {spec.label_smoothing} needs the full softmax, but the vocabulary has "
@@ -75,7 +84,7 @@ class Steps:
         if spec.xla:
             tf.config.optimizer.set_jit("autoclustering")
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
-        rows = {name: tf.TensorSpec([None, None] if name in c.CHANNELS else [None], tf.int32) for name in COLUMNS}
+        rows = {name: tf.TensorSpec([None] if name in SCALARS else [None, None], tf.int32) for name in COLUMNS}
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
         self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
         self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
@@ -116,59 +125,88 @@ class Steps:
         if not isinstance(self._workers, SingleProcess):
             gradients = [compact(gradient) for gradient in gradients]  # ranks name the same rows
         gradients = [scaled(gradient, 1.0 / count) for gradient in gradients]
+        gradients = penalised(self._network.weights, gradients, self._spec.l1, self._spec.l2)
         gradients, _ = tf.clip_by_global_norm(gradients, self._spec.clip_norm)
         self.optimizer.apply(dict(zip(self._network.weights, gradients, strict=True)), learning_rate, step)
+        self.averages.update()
         return sums
 
     def _gradient_graph(self, batch: Mapping[str, Tensor], seed: Tensor) -> tuple[list[Any], Tensor]:
         """Gradients of the loss summed over a batch, in the order of the weights, and its TrainSums as one vector.
 
         The batch is cut into one part for each thread, and each part goes through the network by itself: a step of a
-        recurrence is too small to be shared by threads without waiting for one another.
+        recurrence is too small to be shared by threads without waiting for one another. Random numbers are those of
+        the batch: the parts' number changes nothing but the order of sums.
         """
         negatives = {
             kind: sampler.draw(seed_at(seed, _NEGATIVES_SEED)) if sampler else None
             for kind, sampler in self._samplers.items()
         }
         parts = [
-            self._part_gradients(part, at, seed, negatives) for at, part in enumerate(_parts(batch, self._n_parts))
+            self._part_gradients(part, first_row, seed, negatives) for first_row, part in _parts(batch, self._n_parts)
         ]
         gradients = [added(each) for each in zip(*(found for found, _ in parts), strict=True)]
         return gradients, tf.add_n([sums for _, sums in parts])
 
     def _part_gradients(
-        self, rows: Mapping[str, Tensor], at: int, seed: Tensor, negatives: Mapping[str, Negatives | None]
+        self, rows: Mapping[str, Tensor], first_row: Tensor, seed: Tensor, negatives: Mapping[str, Negatives | None]
     ) -> tuple[list[Any], Tensor]:
         weights = list(self._network.weights.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            objective, sums = self._objective(rows, tf.stack([seed[0] + at * _SEEDS_PER_PART, seed[1]]), negatives)
+            objective, sums = self._objective(rows, first_row, seed, negatives)
         return tape.gradient(objective, weights, unconnected_gradients="zero"), sums
 
     def _objective(
-        self, rows: Mapping[str, Tensor], seed: Tensor, negatives: Mapping[str, Negatives | None]
+        self, rows: Mapping[str, Tensor], first_row: Tensor, seed: Tensor, negatives: Mapping[str, Negatives | None]
     ) -> tuple[Tensor, Tensor]:
-        """Weighted loss summed over the positions, and the TrainSums as one vector."""
+        """Weighted loss summed over the positions, and the TrainSums as one vector.
+
+        rows: a part of the batch that the seed is of, from its `first_row` on.
+        """
+        rows = rearranged(rows, self._spec, seed, first_row)
         network, length = self._network, rows[c.LENGTH]
         items = following(rows[c.ITEM], length, rows[c.NEXT_ITEM])  # [B, L]
         categories = following(rows[c.CATEGORY], length, rows[c.NEXT_CATEGORY])  # [B, L]
         gaps = following(rows[c.GAP], length, rows[c.NEXT_GAP])  # [B, L]
-        query = training_query(gaps, network.sizes, network.spec.query_dropout, seed_at(seed, _QUERY_SEED))  # [B, L]
-        hidden = network.encode(rows, seed)  # [B, L, H]
+        query_seed = seed_at(seed, _QUERY_SEED)
+        query = training_query(gaps, network.sizes, network.spec.query_dropout, query_seed, first_row)  # [B, L]
+        hidden = network.encode(noised(rows, self._spec, seed, first_row), seed, first_row)  # [B, L, H]
 
+        objective = 0.0
+        if network.heads.names:
+            losses = head_losses(network, rows, hidden, seed, first_row)
+            objective = tf.add_n([self._spec.head_weights[head] * loss for head, loss in losses.items()])
         place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
         hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
-        objective, sums, spec = 0.0, [], self._spec
+        sums, spec = [], self._spec
+        importance = self._importance(rows, place)
         weights = {c.ITEM: spec.item_weight, c.CATEGORY: spec.category_weight}
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
             targets = tf.gather_nd(ahead, place)  # [P]
             answers = network.answer(kind, hidden, query)
-            loss = head_loss(
-                network, kind, answers, targets, spec.label_smoothing, negatives[kind], spec.softmax_precision
-            )
+            drawn = negatives[kind]
+            if drawn is not None and self._is_ranked:
+                loss = bpr_max_loss(network, kind, answers, targets, drawn, spec.bpr_regularisation, importance)
+            else:
+                precision = spec.softmax_precision
+                loss = head_loss(network, kind, answers, targets, spec.label_smoothing, drawn, precision, importance)
             objective += weights[kind] * loss
-            sums += [loss, _count(targets >= c.FIRST_ID)]
+            is_known = targets >= c.FIRST_ID
+            sums += [loss, _count(is_known) if importance is None else tf.reduce_sum(importance[is_known])]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
+
+    def _importance(self, rows: Mapping[str, Tensor], place: Tensor) -> Tensor | None:
+        """Weight of each position's target by the action of its event → [P]; None where all weigh the same.
+
+        What is done to the event behind the row is no column of it: that one weighs 1.
+        """
+        actions = self._spec.action_weights
+        if actions.are_equal:
+            return None
+        none = tf.zeros_like(rows[c.LENGTH])
+        ahead = tf.gather_nd(following(rows[c.ACTION_CODE], rows[c.LENGTH], none), place)  # [P]
+        return tf.gather(tf.constant(actions.by_code), ahead)
 
     def _seed(self, stream: int, number: int) -> NDArray[np.int32]:
         # Every batch of every stream has its own dropout and negatives, whichever rank takes it, and however often.
@@ -204,11 +242,11 @@ def _count(mask: Tensor) -> Tensor:
     return tf.reduce_sum(tf.cast(mask, tf.float32))
 
 
-def _parts(batch: Mapping[str, Tensor], n_parts: int) -> list[dict[str, Tensor]]:
-    """The rows of a batch in `n_parts` runs of about equal size."""
+def _parts(batch: Mapping[str, Tensor], n_parts: int) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """The rows of a batch in `n_parts` runs of about equal size, each with the place of its first row."""
     n_rows = tf.shape(batch[c.LENGTH])[0]
     ends = [n_rows * at // n_parts for at in range(n_parts + 1)]
-    return [{name: values[start:end] for name, values in batch.items()} for start, end in pairwise(ends)]
+    return [(start, {name: values[start:end] for name, values in batch.items()}) for start, end in pairwise(ends)]
 
 
 def _added(parts: Sequence[tuple[Sequence[Any], Tensor]]) -> tuple[list[Any], Tensor]:

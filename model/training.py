@@ -92,7 +92,7 @@ class _Run:
         self._task, self._workers, self._checkpoints, self._tell = task, workers, checkpoints, say
         self._shown = watcher or Lines(say)
         self._spec = task.training
-        self.network = Network(task.network, task.sizes, self._spec.seed)
+        self.network = Network(task.network, task.sizes, self._spec.seed, tuple(self._spec.head_weights))
         with tf.device("CPU"):
             self._best = {name: tf.Variable(tf.zeros_like(value)) for name, value in self.network.weights.items()}
         self._counts: Counts = {}
@@ -147,7 +147,8 @@ class _Run:
         )
         agree(workers, {"steps per epoch": str(self._steps_per_epoch)})
         if not is_built:
-            for kind in KINDS:
+            # The scores of BPR-max are kept near 0, and no log-probabilities.
+            for kind in (c.CATEGORY,) if self._spec.loss == "bpr_max" else KINDS:
                 self.network.start_bias(kind, self._counts[kind])
             self._steps = Steps(self.network, spec, workers, self._counts)
         together(workers, partial(self._take_up, found))
@@ -196,6 +197,7 @@ class _Run:
         """All that makes up the state of a training besides its progress, by name."""
         named = {f"weight/{name}": value for name, value in self.network.weights.items()}
         named |= {f"optimizer/{name}": value for name, value in self._steps.optimizer.state.items()}
+        named |= {f"average/{name}": value for name, value in self._steps.averages.state.items()}
         if self._progress.best_epoch:
             named |= {f"best/{name}": value for name, value in self._best.items()}
         return named
@@ -214,15 +216,18 @@ class _Run:
             if step < last and (is_saved or is_committed):
                 self._progress = replace(self._progress, step=step, **figures.state())
                 self._secure(on_disk=is_saved)
-        row = {"epoch": epoch, "learning_rate": self._learning_rate(epoch, last), **figures.row(), **self._validate()}
+        with self._steps.averages.in_place(last):
+            valid = self._validate()
+        row = {"epoch": epoch, "learning_rate": self._learning_rate(epoch, last), **figures.row(), **valid}
         self._check_numbers(row.values(), last, epoch)
         row["seconds"] = round(figures.seconds, 3)
         history = (*self._progress.history, row)
         best_epoch = best_of(history, self._spec)
         is_finished = epoch == self._spec.max_epochs or epoch - best_epoch >= self._spec.patience_epochs
         if epoch == best_epoch:
-            for name, weight in self.network.weights.items():
-                self._best[name].assign(weight)
+            with self._steps.averages.in_place(last):
+                for name, weight in self.network.weights.items():
+                    self._best[name].assign(weight)
         self._progress = replace(
             self._progress,
             epoch=epoch,

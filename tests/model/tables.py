@@ -11,28 +11,44 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.feed import DataFile
-from model.spec import NetworkSpec, Sizes, TrackingSpec, TrainingSpec
+from model.spec import ActionWeights, NetworkSpec, Sizes, TrackingSpec, TrainingSpec
 
 LENGTH = 8
 N_ITEMS = 20  # known items, ids 2 … 21
 N_CATEGORIES = 4  # known categories; that of an item is its id modulo 4
+N_AHEAD = 3
 SIZES = Sizes(
-    items=c.FIRST_ID + N_ITEMS, categories=c.FIRST_ID + N_CATEGORIES, length=LENGTH, gap_codes=8, new_session_gap=5
+    items=c.FIRST_ID + N_ITEMS,
+    categories=c.FIRST_ID + N_CATEGORIES,
+    length=LENGTH,
+    gap_codes=8,
+    new_session_gap=5,
+    session_gap_s=1800,
+    horizons_days=(1, 7),
 )
 NETWORK = NetworkSpec(
     cell="lstm",
     units=32,
     layers=1,
+    layer_norm=False,
+    cnn_kernel=3,
+    inputs="concat",
     item_dim=16,
     category_dim=8,
     action_dim=4,
     gap_dim=4,
     hour_dim=4,
+    session_dim=0,
+    position_dim=0,
+    session_positions=4,
+    oov_from_category=False,
     embedding_dropout=0.0,
     hidden_dropout=0.0,
     query_dropout=0.3,
     full_softmax_max_items=1000,
     sparse_min_items=0,
+    return_bins_h=(1, 4, 12, 24, 48, 96, 168),
+    back_hours=(12, 24, 100),
 )
 TRAINING = TrainingSpec(
     streams=0,
@@ -48,14 +64,30 @@ TRAINING = TrainingSpec(
     warmup_steps=0,
     adam_epsilon=1e-7,
     weight_decay=0.0,
+    l1=0.0,
+    l2=0.0,
+    ema_decay=0.0,
     clip_norm=5.0,
     item_weight=1.0,
     category_weight=0.5,
+    horizon_weight=0.0,
+    touched_weight=0.0,
+    when_weight=0.0,
+    hour_weight=0.0,
+    action_weight=0.0,
+    action_weights=ActionWeights(view=1.0, click=1.0, like=1.0, cart=1.0, buy=1.0),
+    loss="cross_entropy",
+    bpr_regularisation=1.0,
     label_smoothing=0.0,
     softmax_precision="float32",
     xla=False,
     negatives=64,
     negative_power=0.75,
+    crop=0.0,
+    crop_keep=0.6,
+    item_dropout=0.0,
+    item_mask=0.0,
+    shuffle_ties=False,
     shuffle_rows=1024,
     checkpoint_steps=0,
     checkpoints_kept=2,
@@ -93,7 +125,15 @@ def ruled_rows(n_rows: int, seed: int, length: int = LENGTH) -> dict[str, NDArra
     rows = {name: np.where(mask, values, c.PAD) for name, values in channels.items()}
     rows |= {c.LENGTH: n_events, c.NEXT_GAP: gaps[after], c.NEXT_ITEM: items[after]}
     rows[c.NEXT_CATEGORY] = category_of(rows[c.NEXT_ITEM])
+    rows |= nothing_ahead(n_rows, length)
     return {name: values.astype(np.int32) for name, values in rows.items()}
+
+
+def nothing_ahead(n_rows: int, length: int) -> dict[str, NDArray[Any]]:
+    """What rows say of their future where nothing is known of it."""
+    ahead = {name: np.zeros((n_rows, N_AHEAD), np.int32) for name in c.AHEAD_CHANNELS}
+    scalars = {name: np.zeros(n_rows, np.int32) for name in (c.AHEAD_LENGTH, c.KNOWN)}
+    return {c.AGE: np.zeros((n_rows, length), np.int32), **ahead, **scalars}
 
 
 def category_of(items: NDArray[Any]) -> NDArray[Any]:
@@ -121,7 +161,8 @@ def _table(rows: dict[str, NDArray[np.int32]]) -> pa.Table:
     times = pa.array(np.zeros(n_rows, np.int64), pa.timestamp("us", "UTC"))
     ragged = pa.array([[2] * (row % 3) for row in range(n_rows)], pa.list_(pa.int32()))
     columns |= {c.LAST_TIME: times, c.NEXT_TIME: times}
-    columns |= {c.SEEN_ITEMS: ragged, c.LABEL_ITEMS: ragged, c.LABEL_CATEGORIES: ragged}
+    columns |= {c.SEEN_ITEMS: ragged, c.LABEL_ITEMS: ragged, c.LABEL_CATEGORIES: ragged, c.LABEL_ACTIONS: ragged}
+    columns[c.LABEL_TIMES] = ragged.cast(pa.list_(pa.int64())).cast(pa.list_(pa.timestamp("us", "UTC")))
     return pa.table(columns)
 
 

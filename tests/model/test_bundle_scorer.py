@@ -12,21 +12,32 @@ from model.errors import ModelError
 from model.spec import NetworkSpec, Sizes
 from tests.spark.test_scoring import ARROW_SCHEMA, LENGTH, SPEC, history
 
-SIZES = Sizes(items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4)
+SIZES = Sizes(
+    items=9, categories=6, length=LENGTH, gap_codes=6, new_session_gap=4, session_gap_s=1800, horizons_days=(1,)
+)
 NETWORK = NetworkSpec(
     cell="lstm",
     units=4,
     layers=1,
+    layer_norm=False,
+    cnn_kernel=3,
+    inputs="concat",
     item_dim=4,
     category_dim=3,
     action_dim=2,
     gap_dim=2,
     hour_dim=2,
+    session_dim=0,
+    position_dim=0,
+    session_positions=4,
+    oov_from_category=False,
     embedding_dropout=0.0,
     hidden_dropout=0.0,
     query_dropout=0.0,
     full_softmax_max_items=100,
     sparse_min_items=0,
+    return_bins_h=(1, 24),
+    back_hours=(24,),
 )
 
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from features import columns as c
 from model import losses
-from model.losses import Negatives, NegativeSampler, full_softmax, head_loss, log_partition
+from model.losses import Negatives, NegativeSampler, bpr_max_loss, full_softmax, head_loss, log_partition
 from model.network import Network
 from tests.model import tables
 
@@ -141,6 +141,55 @@ def test_sampled_softmax_is_about_log_v_at_zero_weights():
     negatives = NegativeSampler(np.full(tables.SIZES.items, 3), negatives=400, power=1.0).draw(tf.constant([1, 1]))
     loss = head_loss(_network(zero=True), c.ITEM, _answers(1), tf.constant([9]), 0.0, negatives)
     assert float(loss) == pytest.approx(math.log(tables.N_ITEMS), abs=0.05)
+
+
+def test_bpr_max_is_log_2_at_zero_weights():
+    loss = bpr_max_loss(_network(zero=True), c.ITEM, _answers(3), tf.constant([2, 9, 21]), _every_item_once(), 1.0)
+    assert float(loss) == pytest.approx(3 * math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_bpr_max_and_its_gradients_are_those_of_the_plain_formula(pieces: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(losses, "_PIECE_ROWS", 1)
+    monkeypatch.setattr(losses, "_PIECE_SCORES", -(-7 // pieces) * 5)
+    network, targets, ids = _network(), tf.constant([2, 3, 15, c.OOV, 15, 21, c.PAD]), tf.constant([2, 2, 15, 9, 7])
+    answers, importance = tf.Variable(_answers(7)), tf.constant([1.0, 2.0, 1.0, 1.0, 0.5, 1.0, 1.0])
+    weights = [answers, network.weights["embedding/item"], network.weights["item/bias"]]
+    with tf.GradientTape(persistent=True) as tape:
+        logits = tf.matmul(answers, weights[1], transpose_b=True) + weights[2]  # [P, V + 2]
+        wanted = 0.0
+        for row, target in enumerate(targets.numpy()):
+            if target >= c.FIRST_ID:
+                scores = tf.gather(logits[row], [j for j in ids.numpy() if j != target])
+                q = tf.nn.softmax(scores)
+                ranked = -tf.math.log(tf.reduce_sum(q * tf.sigmoid(logits[row, target] - scores)))
+                wanted += importance[row] * (ranked + 0.3 * tf.reduce_sum(q * scores**2))
+        negatives = Negatives(ids, tf.zeros([5]))
+        found = bpr_max_loss(network, c.ITEM, answers, targets, negatives, 0.3, importance)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    for mine, plain in zip(tape.gradient(found, weights), tape.gradient(wanted, weights), strict=True):
+        np.testing.assert_allclose(tf.convert_to_tensor(mine), tf.convert_to_tensor(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_bpr_max_stays_finite_where_every_negative_is_the_target():
+    negatives = Negatives(tf.constant([9, 9]), tf.zeros([2]))
+    network, answers = _network(), tf.Variable(_answers(1) * 30)
+    with tf.GradientTape() as tape:
+        loss = bpr_max_loss(network, c.ITEM, answers, tf.constant([9]), negatives, 1.0)
+    assert np.isfinite(loss.numpy())
+    assert np.isfinite(tape.gradient(loss, answers).numpy()).all()
+
+
+@pytest.mark.parametrize("negatives", [None, _every_item_once()])
+def test_a_position_s_importance_multiplies_its_loss(negatives: Negatives | None):
+    network, answers, targets = _network(), _answers(3), tf.constant([2, 3, 15])
+    alone = [
+        float(head_loss(network, c.ITEM, answers[row : row + 1], targets[row : row + 1], 0.0, negatives))
+        for row in range(3)
+    ]
+    importance = tf.constant([1.0, 0.0, 2.5])
+    together = head_loss(network, c.ITEM, answers, targets, 0.0, negatives, importance=importance)
+    assert float(together) == pytest.approx(alone[0] + 2.5 * alone[2], rel=1e-5)
 
 
 def test_negatives_follow_frequency_to_the_power_and_never_padding():

@@ -124,6 +124,25 @@ def test_dropout_repeats_with_its_seed_and_is_off_without():
     np.testing.assert_array_equal(*(network.encode(batch) for _ in range(2)))
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "cnn"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_states_hold_what_the_heads_read_and_go_on_with_new_events(cell: str, layers: int):
+    spec = tables.NETWORK.model_copy(update={"cell": cell, "layers": layers, "layer_norm": True})
+    network, batch = Network(spec, tables.SIZES, seed=3), _batch()
+    length = batch[c.LENGTH]
+    start = tf.zeros([6, network.state_floats])
+    whole = network.advance(batch, length, start)
+    wanted = tf.gather(network.encode(batch), length - 1, batch_dims=1)
+    np.testing.assert_allclose(network.newest(whole), wanted, atol=1e-5)
+    np.testing.assert_array_equal(network.advance(batch, tf.zeros_like(length), whole), whole)
+    assert network.is_recurrent == (cell != "cnn")
+    if network.is_recurrent:
+        begun = network.advance({name: batch[name][:, :2] for name in c.CHANNELS}, tf.fill([6], 2), start)
+        rest = {name: batch[name][:, 2:] for name in c.CHANNELS}
+        np.testing.assert_allclose(network.advance(rest, length - 2, begun), whole, atol=1e-5)
+        assert np.abs(begun - whole).max() > 1e-2
+
+
 def test_dense_and_sparse_lookups_have_the_same_gradient():
     """Items are looked up densely below the softmax limit and sparsely above it."""
     gradients = []
@@ -139,8 +158,8 @@ def test_dense_and_sparse_lookups_have_the_same_gradient():
 
 def test_the_lstm_may_take_the_cudnn_kernel():
     """Keras's conditions: default activations, no recurrent dropout, no unrolling, a bias."""
-    cell = Network(tables.NETWORK, tables.SIZES)._cells[0]
-    assert cell._could_use_gpu_kernel
+    cell = Network(tables.NETWORK, tables.SIZES).cells[0]
+    assert cell.layer._could_use_gpu_kernel
 
 
 def _values(network: Network) -> dict[str, np.ndarray]:

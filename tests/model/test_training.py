@@ -13,6 +13,7 @@ from model import feed, step, streams, training
 from model.checkpoint import Checkpoints
 from model.errors import ModelError
 from model.network import Network
+from model.optimizer import Averages
 from model.streams import StreamBatch
 from model.training import Outcome, Task, best_of
 from model.workers import SingleProcess
@@ -82,6 +83,41 @@ def test_the_same_seed_gives_the_same_weights_and_a_resumed_run_too(splits, tmp_
         np.testing.assert_array_equal(weight, _weights(resumed)[name], err_msg=name)
     other = _weights(_train(_task(splits, network, max_epochs=1, seed=8), tmp_path / "other"))
     assert np.abs(other["embedding/item"] - _weights(whole)["embedding/item"]).max() > 0.1
+
+
+def test_averaged_weights_are_validated_and_handed_back_and_survive_a_cut(splits, tmp_path: Path):
+    network = {"hidden_dropout": 0.2}
+    task = _task(splits, network, max_epochs=2, ema_decay=0.98, checkpoint_steps=20)
+    whole = _train(task, tmp_path / "whole")
+    run = _started(task, tmp_path / "cut")
+    run._epoch()
+    _cut_off(run, after=25)
+    resumed = _train(task, tmp_path / "cut")
+    assert _without_clock(resumed.history) == _without_clock(whole.history)
+    for name, weight in _weights(whole).items():
+        np.testing.assert_array_equal(weight, _weights(resumed)[name], err_msg=name)
+
+    plain = _train(_task(splits, network, max_epochs=2), tmp_path / "plain")
+    for own, other in zip(whole.history, plain.history, strict=True):  # training goes on from the weights themselves
+        assert own["train_item_loss"] == other["train_item_loss"]
+        assert abs(own["valid_item_loss"] - other["valid_item_loss"]) > 1e-3
+    # What was validated is what is handed back.
+    shown = _started(task, tmp_path / "whole")
+    shown.network.set_weights(_weights(whole))
+    shown._steps.averages = Averages(shown.network.weights, 0.0)
+    assert shown._validate()["valid_item_loss"] == whole.history[whole.best_epoch - 1]["valid_item_loss"]
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn", "cnn"])
+def test_other_cells_learn_the_rule_too(splits, tmp_path: Path, cell: str):
+    outcome = _train(_task(splits, {"cell": cell, "layer_norm": cell == "rnn"}, max_epochs=4), tmp_path)
+    assert outcome.history[-1]["valid_item_loss"] < 0.35 < math.log(2)
+
+
+def test_bpr_max_ranks_what_follows_by_the_rule_first(splits, tmp_path: Path):
+    outcome = _train(_task(splits, loss="bpr_max", max_epochs=4, select_by="ndcg"), tmp_path)
+    assert outcome.history[-1]["valid_item_ndcg"] > 0.95
+    assert outcome.history[-1]["valid_category_loss"] < 0.2  # that head keeps its softmax
 
 
 def test_a_finished_run_is_not_trained_again_and_a_changed_one_starts_anew(splits, tmp_path: Path):

@@ -170,7 +170,8 @@ def test_packing_keeps_every_row_once_in_equal_files_of_one_row_group(
         {
             **dict.fromkeys(TRAINING_SEQUENCES.schema.names, 3),
             **{name: [3, 4, n, 0] for name in c.CHANNELS},
-            **{name: [] for name in (c.SEEN_ITEMS, c.LABEL_ITEMS, c.LABEL_CATEGORIES)},
+            **{name: [] for name in (c.SEEN_ITEMS, c.LABEL_ITEMS, c.LABEL_CATEGORIES, c.LABEL_ACTIONS, c.LABEL_TIMES)},
+            **{name: [n] for name in (c.AGE, *c.AHEAD_CHANNELS)},
             c.USER_ID: f"u{n % 20}",
             c.SPLIT: c.TRAIN,
             c.LAST_TIME: at + timedelta(minutes=n),

@@ -112,7 +112,9 @@ def test_events_of_the_sequences_stage_come_back_as_they_were():
     }
     batch = pa.RecordBatch.from_pydict(raw)
     cutoffs = Cutoffs(end_us, 90_000 * MICROS, 100_000 * MICROS, embargo_us=0)
-    made = pa.Table.from_batches(list(build_partition(iter([batch]), 4, 1000, EDGES_S, "global_time", cutoffs)))
+    made = pa.Table.from_batches(
+        list(build_partition(iter([batch]), 4, 1000, EDGES_S, "global_time", cutoffs, 4, 86_400))
+    )
     rows = made.filter(pa.compute.equal(made["split"], "train"))
     ints = {name: rows[name].to_numpy() for name in ("window", "length", "next_gap", "next_item", "next_category")}
     times = {name: rows[name].cast(pa.int64()).to_numpy() for name in ("last_time", "next_time")}

@@ -86,6 +86,8 @@ def rows():
         next_category=ids(3, 2, 2, 2),
         label_items=ragged([4, 4, 5], [2], [OOV, 3], [5]),
         label_categories=ragged([3, 3, 2], [2], [2, 3], [2]),
+        label_actions=ragged([2, 2, 6], [2], [2, 3], [2]),
+        label_times_us=ragged([10, 11, 12], [11], [12, 13], [13]),
         seen_items=ragged([2, 3], [3], [4], [4, 5]),
     )
 
@@ -335,7 +337,7 @@ def write_sequences(root, protocol="global_time", splits=c.SPLITS, **said):
     }
     events = pa.table({name: pa.array(columns[name]) for name in ENCODED_EVENT.names})
     cutoffs = Cutoffs(micros(VALID_AT), micros(TEST_AT), micros(END_AT), embargo_us=0)
-    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs)
+    made = build_partition(iter(events.to_batches()), LENGTH, 100, (60, 1800), protocol, cutoffs, 4, c.DAY_S)
     windows = pa.Table.from_batches(list(made))
     store = Store(str(root))
     staged = store.staging(TRAINING_SEQUENCES.name, DAY)

@@ -16,7 +16,12 @@ Row = dict[str, object]
 
 
 def rows_of(
-    events: list[tuple[str, int, int]], protocol: str = c.GLOBAL_TIME, cutoffs: Cutoffs | None = None, length: int = 3
+    events: list[tuple[str, int, int]],
+    protocol: str = c.GLOBAL_TIME,
+    cutoffs: Cutoffs | None = None,
+    length: int = 3,
+    n_ahead: int = 4,
+    horizon_s: int = 1_000,
 ) -> dict[str, list[Row]]:
     """events: (user, time in s, item); event_id is the position. → rows by split."""
     table = pa.table(
@@ -26,12 +31,14 @@ def rows_of(
             c.EVENT_ID: pa.array(range(len(events)), pa.int64()),
             c.ITEM: pa.array([item for _, _, item in events], pa.int32()),
             c.CATEGORY: pa.array([item + 100 for _, _, item in events], pa.int32()),
-            c.ACTION_CODE: pa.array([2] * len(events), pa.int32()),
+            c.ACTION_CODE: pa.array([2 + item % 5 for _, _, item in events], pa.int32()),
         }
     )
     cutoffs = cutoffs or Cutoffs(1_000 * S, 2_000 * S, 3_000 * S, 0)
     found: dict[str, list[Row]] = {split: [] for split in (*c.SPLITS, SCORE)}
-    for batch in build_partition(iter(table.to_batches(max_chunksize=2)), length, 100, EDGES, protocol, cutoffs):
+    for batch in build_partition(
+        iter(table.to_batches(max_chunksize=2)), length, 100, EDGES, protocol, cutoffs, n_ahead, horizon_s
+    ):
         for row in batch.to_pylist():
             found[row[c.SPLIT]].append(row)
     return found
@@ -142,3 +149,62 @@ def test_what_comes_after_a_cutoff_never_shortens_the_history_before_it() -> Non
     alone, busy = rows_of([*before, ("bot", 2_999, 2)]), rows_of([*before, *after])
     assert busy[c.TRAIN] == alone[c.TRAIN] != []
     assert busy[c.TEST][0][c.ITEM] == alone[c.TEST][0][c.ITEM]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    log=HISTORIES,
+    length=st.integers(2, 6),
+    protocol=st.sampled_from([c.GLOBAL_TIME, c.LEAVE_ONE_OUT]),
+    n_ahead=st.integers(1, 5),
+    horizon_s=st.sampled_from([1, 50, 700, 5_000]),
+    embargo_s=st.sampled_from([0, 300]),
+)
+def test_what_follows_a_window_is_listed_as_far_as_the_split_may_know_it(
+    log: list[tuple[str, int, int]], length: int, protocol: str, n_ahead: int, horizon_s: int, embargo_s: int
+) -> None:
+    cutoffs = Cutoffs(1_000 * S, 2_000 * S, 3_000 * S, embargo_s * S)
+    found = rows_of(log, protocol, cutoffs, length, n_ahead, horizon_s)
+    for split in c.SPLITS:
+        for row in found[split]:
+            mine = sorted((time, index, item) for index, (name, time, item) in enumerate(log) if name == row[c.USER_ID])
+            stop, may_know, known_until = what_a_split_may_know(mine, row, split, protocol, embargo_s)
+            last = mine[stop - 1][0]
+            n_events = row[c.LENGTH]
+            inputs = mine[stop - n_events : stop]
+            assert row[c.ITEM][:n_events] == [item for _, _, item in inputs]
+            assert row[c.AGE] == [last - time for time, _, _ in inputs] + [0] * (length - n_events)
+
+            listed = [event for event in may_know if event[0] - last <= horizon_s][:n_ahead]
+            left_out = may_know[len(listed) :]
+            n_listed, padding = len(listed), [0] * (n_ahead - len(listed))
+            assert row[c.AHEAD_LENGTH] == n_listed
+            assert row[c.AHEAD_CATEGORY] == [item + 100 for _, _, item in listed] + padding
+            assert row[c.AHEAD_ACTION] == [2 + item % 5 for _, _, item in listed] + padding
+            assert row[c.AHEAD] == [time - last for time, _, _ in listed] + padding
+            ends = [known_until - last, *(time - last - 1 for time, _, _ in left_out[:1])]
+            assert row[c.KNOWN] == max(0, min(ends))
+            if split != c.TRAIN:
+                assert [time.timestamp() for time in row[c.LABEL_TIMES]] == [time for time, _, _ in may_know]
+                assert row[c.LABEL_ACTIONS] == [2 + item % 5 for _, _, item in may_know]
+
+
+def what_a_split_may_know(
+    mine: list[tuple[int, int, int]], row: Row, split: str, protocol: str, embargo_s: int
+) -> tuple[int, list[tuple[int, int, int]], int]:
+    """A user's events before the row's end, those ahead that the split may know, and the last whole second it knows."""
+    if protocol == c.LEAVE_ONE_OUT:
+        held = 2 if len(mine) >= 3 else 0
+        if split == c.TRAIN:
+            train = mine[: len(mine) - held]
+            stop = len(train) - 1 - row[c.WINDOW] * len(row[c.ITEM])
+            return stop, train[stop:], train[-1][0]
+        stop = len(mine) - (2 if split == c.VALID else 1)
+        return stop, [mine[stop]], mine[stop][0]
+    if split == c.TRAIN:
+        train = [event for event in mine if event[0] < 1_000]
+        stop = len(train) - 1 - row[c.WINDOW] * len(row[c.ITEM])
+        return stop, train[stop:], 999
+    at, until = (1_000, 2_000) if split == c.VALID else (2_000, 3_000)
+    stop = sum(time < at for time, _, _ in mine)
+    return stop, [event for event in mine if at + embargo_s <= event[0] < until], until - 1
