@@ -23,8 +23,8 @@ class Future(NamedTuple):
 
     days: int
     returns: float  # P(a session starts)
-    events: float  # expected number of events
-    interests: Floats  # [C] expected events of each category / expected events
+    counts: Floats  # [C] expected number of events
+    interests: Floats  # [C] expected share of the user's events, given that there are any
     touched: Floats  # [C] P(at least one event of the category)
 
 
@@ -91,6 +91,7 @@ class Outlook:
         ended_ms = int(life.time_ms[-1]) - self.cutoff_ms + process.gap_max_ms + 2
         starts = self._starts_from(days, rate, ended_ms)  # [K + 1]
         untouched = self._untouched(state, starts)
+        shares = (1.0 - goes_on) * (state @ self._shares(starts, 0.0))
         counts = np.zeros(process.categories)
         if goes_on > 0.0:
             rest = rest_of_session(process, life)
@@ -98,6 +99,9 @@ class Outlook:
             keeps = process.repeat ** np.arange(1, len(rest.survives) + 1)
             counts += goes_on * float(rest.survives @ (1.0 - keeps)) * (state @ process.taste)
             counts[last] += goes_on * float(rest.survives @ keeps)
+            size = float(rest.survives.sum()) / process.mean_length  # in sessions
+            own = float(_exactly(later) @ (size / (size + np.arange(len(later)))))
+            shares += goes_on * (state @ self._shares(later, size)) + own * counts / (size * process.mean_length)
             ends = -np.diff(rest.survives, append=0.0)  # P(1, 2, … further events)
             first = self._other.copy()
             first[:, last] -= process.repeat
@@ -106,12 +110,21 @@ class Outlook:
             starts = (1.0 - goes_on) * starts + goes_on * later
         ahead = np.tensordot(starts[1:], self.tastes[1 : len(starts)], axes=1)  # [S, C]
         counts += process.mean_length * (state @ ahead)
-        return Future(days, float(starts[1]), float(counts.sum()), counts / counts.sum(), 1.0 - untouched)
+        return Future(days, float(starts[1]), counts, shares / shares.sum(), 1.0 - untouched)
+
+    def _shares(self, starts: Floats, present: float) -> Floats:
+        """What the sessions ahead add to the expected shares, beside `present` sessions' worth of events → [S, C].
+
+        Lengths are alike and independent: of j sessions each holds the share 1/j of the events, in expectation.
+        """
+        number = np.arange(1, len(starts))
+        each = np.cumsum((_exactly(starts)[1:] / (number + present))[::-1])[::-1]  # share of the k-th, k = 1 … K
+        shares: Floats = np.tensordot(each, self.tastes[1 : len(starts)], axes=1)
+        return shares
 
     def _untouched(self, state: Floats, starts: Floats) -> Floats:
         """P(no session ahead touches the category) → [C]; state: [S], or [S, C] where it hangs on the category."""
-        number = starts - np.append(starts[1:], 0.0)  # P(exactly k sessions)
-        ahead = np.tensordot(number, self.untouched[: len(starts)], axes=1)  # [S, C]
+        ahead = np.tensordot(_exactly(starts), self.untouched[: len(starts)], axes=1)  # [S, C]
         untouched: Floats = (state.reshape(len(state), -1) * ahead).sum(axis=0)
         return untouched
 
@@ -177,6 +190,12 @@ def rest_of_session(process: Process, life: Life) -> Rest:
     length = process.length[n_events + 1 :]
     survives: Floats = np.cumsum(length[::-1])[::-1] / length.sum()
     return Rest(survives, float(survives.sum()) * process.mean_gap_ms)
+
+
+def _exactly(starts: Floats) -> Floats:
+    """P(exactly k sessions start), from P(at least k); [K + 1] each."""
+    exactly: Floats = starts - np.append(starts[1:], 0.0)
+    return exactly
 
 
 def _mean_hours(process: Process, time_ms: Ints) -> Floats:

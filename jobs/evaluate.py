@@ -15,13 +15,17 @@ from features.contracts import TRAINING_SEQUENCES
 from jobs.cli import run_job, say, stage_parser
 from jobs.evaluation_inputs import micros, read_split, rows_of, truths_of, windows_of
 from jobs.evaluation_table import MODEL, EvaluationResult, format_table, headline
+from jobs.future_inputs import future_rows, model_futures, period_end_us, true_futures
+from jobs.future_table import future_headline
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.store import MANIFEST, Manifest, Store, code_version
-from model.baselines import VocabularySizes, Windows, events_of, fit_baselines
+from model.baselines import TrainEvents, VocabularySizes, Windows, events_of, fit_baselines
 from model.errors import ModelError
 from model.evaluation import (
     TARGETS,
+    Evaluation,
     EvaluationRows,
+    EvaluationSpec,
     MetricRow,
     Ranker,
     ScoreBlock,
@@ -30,6 +34,8 @@ from model.evaluation import (
     evaluate_rankings,
     scores_of,
 )
+from model.future_baselines import fit_future_baselines
+from model.future_evaluation import FutureSource, evaluate_futures
 
 _TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
 _WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
@@ -73,8 +79,9 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
         n_train_users=int(windows.user.max()) + 1,
         n_train_users_in_split=n_train_in_split,
     )
+    events = events_of(windows, manifest.counters["gap_edges_s"], manifest.counters["new_session_gap"])
     rankers: dict[str, Ranker] = fit_baselines(
-        events_of(windows, manifest.counters["gap_edges_s"], manifest.counters["new_session_gap"]),
+        events,
         VocabularySizes(*n_ids),
         recent_days=spec.recent_days,
         markov_prior=spec.markov_prior,
@@ -88,11 +95,52 @@ def evaluate(settings: Settings, root: str, date: date, split: str = c.TEST) -> 
     sources: dict[str, ScoreBlock] = {name: scores_of(ranker, rows) for name, ranker in rankers.items()} | truths
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
     evaluation = evaluate_rankings(rows, protocol, sources, n_ids, spec, model=MODEL)
+    future, more = _evaluate_future(store, manifest, predictor, rows, protocol, windows, events, rankers, spec)
+    notes += more
     inputs = {f"{TRAINING_SEQUENCES.name}/{date}": manifest.hash, "bundle": predictor.model_version}
     path = store.path(_TABLES[split], date)
-    result = EvaluationResult(evaluation, protocol, spec.ks, predictor.model_version, notes, path)
+    result = EvaluationResult(evaluation, protocol, spec.ks, predictor.model_version, notes, path, future)
     _write(store, result, inputs, config_hash(spec))
     return result
+
+
+def _evaluate_future(
+    store: Store,
+    manifest: Manifest,
+    predictor: Any,
+    rows: EvaluationRows,
+    protocol: SplitProtocol,
+    windows: Windows,
+    events: TrainEvents,
+    rankers: Mapping[str, Ranker],
+    spec: EvaluationSpec,
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """Judge what is said of the days ahead, where the split has days ahead and the bundle says something of them."""
+    nothing = Evaluation((), ())
+    if protocol.cutoff is None or protocol.embargo_days:
+        return nothing, ("Days ahead are not judged: they need labels from one cutoff on, without embargo.",)
+    heads = predictor.bundle.spec.heads if hasattr(predictor.bundle, "spec") else ()
+    cutoff_us, counters = micros(protocol.cutoff), manifest.counters
+    period_days = (period_end_us(counters, protocol) - cutoff_us) // _DAY_US
+    horizons = tuple(int(days) for days in counters["horizons_days"] if days <= period_days)
+    if not heads or not horizons:
+        return nothing, ("Days ahead are not judged: no head for them, or no horizon within the label period.",)
+    ahead, note = future_rows(store, rows, protocol, manifest)
+    vocabulary = predictor.bundle.vocabulary[c.KIND_CATEGORY]
+    sources: dict[str, FutureSource] = fit_future_baselines(
+        windows,
+        events,
+        rankers,
+        ahead,
+        horizons,
+        counters["gap_edges_s"],
+        counters["new_session_gap"],
+        micros(str(protocol.train_before)),
+    )
+    sources[MODEL] = model_futures(predictor, ahead, horizons)
+    sources |= true_futures(store, ahead, protocol, vocabulary, horizons)
+    say(f"evaluate: the next {horizons[-1]} days of {len(ahead.user_id):,} users, {len(sources)} sources")
+    return evaluate_futures(ahead, protocol, sources, horizons, len(vocabulary), spec, MODEL), (note,)
 
 
 def _check_trained_on(bundle: Any, manifest: Manifest, where: str) -> None:
@@ -132,12 +180,15 @@ def _write(store: Store, result: EvaluationResult, inputs: Mapping[str, str], ha
     table, date = _TABLES[result.split.split], result.split.date
     staged = store.staging(table, date)
     store.fs.makedirs(staged, exist_ok=True)
-    lines = (json.dumps(_json_row(row, result.model_version)) for row in result.evaluation.rows)
+    rows = (*result.evaluation.rows, *result.future.rows)
+    lines = (json.dumps(_json_row(row, result.model_version)) for row in rows)
+    ahead = dict.fromkeys(row.target for row in result.future.rows)
     summary = {
         "protocol": asdict(result.split),
         "model_version": result.model_version,
         "headlines": [headline(result, target) for target in TARGETS],
-        "comparisons": [pair._asdict() for pair in result.evaluation.comparisons],
+        "future_headlines": [future_headline(result.future, target, MODEL) for target in ahead],
+        "comparisons": [pair._asdict() for pair in (*result.evaluation.comparisons, *result.future.comparisons)],
         "notes": list(result.notes),
     }
     contents = {
@@ -152,7 +203,7 @@ def _write(store: Store, result: EvaluationResult, inputs: Mapping[str, str], ha
         table=table,
         dt=date,
         schema_hash=hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16],
-        rows=len(result.evaluation.rows),
+        rows=len(rows),
         row_groups=0,
         min_time=None,
         max_time=None,

@@ -33,7 +33,7 @@ def read_split(
             "again with cutoffs that have events on both sides (sequences.split in the configuration)."
         )
     wanted = [name for name in columns if name != c.SPLIT]
-    users = _read_files(store, paths, [c.USER_ID])[c.USER_ID].unique()
+    users = read_files(store, paths, [c.USER_ID])[c.USER_ID].unique()
     kept = users
     if len(users) > max_users:
         hashes = [hashlib.blake2b(user.encode(), digest_size=8).digest() for user in users.to_pylist()]
@@ -41,7 +41,7 @@ def read_split(
         kept = users.take(pa.array(chosen))
     tables = []
     for path in paths:
-        table = _read_files(store, [path], wanted)
+        table = read_files(store, [path], wanted)
         tables.append(table if kept is users else table.filter(pc.is_in(table[c.USER_ID], value_set=kept)))
     order = [(c.USER_ID, "ascending"), (c.WINDOW, "ascending")]
     return pa.concat_tables(tables).sort_by(order).combine_chunks(), len(users)
@@ -51,37 +51,44 @@ def truths_of(
     store: Store, rows: EvaluationRows, protocol: SplitProtocol, vocabulary: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
     """The simulation's truth for the rows, where it was written for exactly this cutoff; and what to say about it."""
-    days = store.dates(SIMULATED_TRUTH.name)
-    if not days:
+    if not store.dates(SIMULATED_TRUTH.name):
         return {}, ()
     if protocol.cutoff is None or protocol.embargo_days:
         return {}, ("No oracle row: the simulated truth is for the first event after a cutoff, without embargo.",)
-    cutoff_us = micros(protocol.cutoff)
-    eve = str(datetime.fromisoformat(protocol.cutoff).date() - timedelta(days=1))
-    for day in sorted({protocol.date, eve} & set(days), reverse=True):
+    truth = truth_as_of(store, rows.user_id, protocol)
+    if truth is None:
+        return {}, (f"No oracle row: no partition of {SIMULATED_TRUTH.name} is as of the cutoff {protocol.cutoff}.",)
+    return _truth_sources(truth, rows, vocabulary)
+
+
+def truth_as_of(store: Store, user_id: Sequence[str], protocol: SplitProtocol) -> pa.Table | None:
+    """The simulation's truth of these users, where it was written for exactly this cutoff."""
+    cutoff_us = micros(str(protocol.cutoff))
+    eve = str(datetime.fromisoformat(str(protocol.cutoff)).date() - timedelta(days=1))
+    for day in sorted({protocol.date, eve} & set(store.dates(SIMULATED_TRUTH.name)), reverse=True):
         manifest = store.check(SIMULATED_TRUTH, day, "jobs/simulate.py")
         folder = store.path(SIMULATED_TRUTH.name, day)
         tables = []
         for file in manifest.files:
-            table = _read_files(store, [f"{folder}/{file['path']}"])
-            tables.append(table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(rows.user_id))))
+            table = read_files(store, [f"{folder}/{file['path']}"])
+            tables.append(table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(user_id))))
         truth = pa.concat_tables(tables).combine_chunks()
-        if truth.num_rows and (_times(truth, c.AS_OF) == cutoff_us).all():
-            return _truth_sources(truth, rows, vocabulary)
-    return {}, (f"No oracle row: no partition of {SIMULATED_TRUTH.name} is as of the cutoff {protocol.cutoff}.",)
+        if truth.num_rows and (times_of(truth, c.AS_OF) == cutoff_us).all():
+            return truth
+    return None
 
 
 def rows_of(table: pa.Table) -> EvaluationRows:
     """Rows of a held-out split as arrays."""
     return EvaluationRows(
         user_id=tuple(table[c.USER_ID].to_pylist()),
-        channels=_channels(table, c.CHANNELS),
-        length=_ints(table, c.LENGTH),
-        next_gap=_ints(table, c.NEXT_GAP),
-        last_time_us=_times(table, c.LAST_TIME),
-        next_time_us=_times(table, c.NEXT_TIME),
-        next_item=_ints(table, c.NEXT_ITEM),
-        next_category=_ints(table, c.NEXT_CATEGORY),
+        channels=channels_of(table, c.CHANNELS),
+        length=ints_of(table, c.LENGTH),
+        next_gap=ints_of(table, c.NEXT_GAP),
+        last_time_us=times_of(table, c.LAST_TIME),
+        next_time_us=times_of(table, c.NEXT_TIME),
+        next_item=ints_of(table, c.NEXT_ITEM),
+        next_category=ints_of(table, c.NEXT_CATEGORY),
         label_items=_ragged(table, c.LABEL_ITEMS),
         label_categories=_ragged(table, c.LABEL_CATEGORIES),
         label_actions=_ragged(table, c.LABEL_ACTIONS),
@@ -92,29 +99,29 @@ def rows_of(table: pa.Table) -> EvaluationRows:
 
 def windows_of(table: pa.Table) -> Windows:
     """Training windows as arrays; users numbered by appearance."""
-    users = _one_chunk(table[c.USER_ID]).dictionary_encode()
+    users = one_chunk(table[c.USER_ID]).dictionary_encode()
     return Windows(
         user=users.indices.to_numpy().astype(np.int64),
-        window=_ints(table, c.WINDOW),
-        channels=_channels(table, (c.ITEM, c.CATEGORY, c.GAP)),
-        length=_ints(table, c.LENGTH),
-        next_gap=_ints(table, c.NEXT_GAP),
-        next_item=_ints(table, c.NEXT_ITEM),
-        next_category=_ints(table, c.NEXT_CATEGORY),
-        last_time_us=_times(table, c.LAST_TIME),
-        next_time_us=_times(table, c.NEXT_TIME),
+        window=ints_of(table, c.WINDOW),
+        channels=channels_of(table, (c.ITEM, c.CATEGORY, c.ACTION_CODE, c.GAP, c.AGE)),
+        length=ints_of(table, c.LENGTH),
+        next_gap=ints_of(table, c.NEXT_GAP),
+        next_item=ints_of(table, c.NEXT_ITEM),
+        next_category=ints_of(table, c.NEXT_CATEGORY),
+        last_time_us=times_of(table, c.LAST_TIME),
+        next_time_us=times_of(table, c.NEXT_TIME),
     )
 
 
 def _truth_sources(
     truth: pa.Table, rows: EvaluationRows, vocabulary: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
-    position = pc.index_in(pa.array(rows.user_id), value_set=_one_chunk(truth[c.USER_ID]))
+    position = pc.index_in(pa.array(rows.user_id), value_set=one_chunk(truth[c.USER_ID]))
     aligned = truth.take(position)  # a user without a truth: null lists, which score nothing
     n_ids = (len(vocabulary[c.KIND_ITEM]), len(vocabulary[c.KIND_CATEGORY]))
 
     def stored(column: str, token: str, kind: str) -> tuple[Ragged, Floats]:
-        lists = _one_chunk(aligned[column])
+        lists = one_chunk(aligned[column])
         entries = lists.flatten()
         ids = pc.fill_null(
             pc.index_in(entries.field(token), value_set=pa.array(vocabulary[kind], pa.string())), c.OOV
@@ -136,7 +143,8 @@ def _truth_sources(
     return sources, (note,)
 
 
-def _read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+def read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+    """Parquet files as one table."""
     tables = []
     for path in paths:
         with store.fs.open(path, "rb") as file:
@@ -144,33 +152,37 @@ def _read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | Non
     return pa.concat_tables(tables)
 
 
-def _channels(table: pa.Table, names: Sequence[str]) -> dict[str, Ints]:
-    return {name: _one_chunk(table[name]).flatten().to_numpy().reshape(table.num_rows, -1) for name in names}
+def channels_of(table: pa.Table, names: Sequence[str]) -> dict[str, Ints]:
+    """List columns of fixed length → [B, L] each."""
+    return {name: one_chunk(table[name]).flatten().to_numpy().reshape(table.num_rows, -1) for name in names}
 
 
-def _ints(table: pa.Table, name: str) -> Ints:
+def ints_of(table: pa.Table, name: str) -> Ints:
+    """An integer column, [B]."""
     return np.asarray(table[name].to_numpy(), dtype=np.int32)
 
 
-def _times(table: pa.Table, name: str) -> Longs:
+def times_of(table: pa.Table, name: str) -> Longs:
+    """A time column in microseconds since 1970, [B]."""
     return np.asarray(table[name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy())
 
 
 def _ragged(table: pa.Table, name: str) -> Ragged:
-    column = _one_chunk(table[name])
+    column = one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     return Ragged(column.flatten().to_numpy(), offsets - offsets[0])
 
 
 def _ragged_times(table: pa.Table, name: str) -> Ragged:
     """Lists of times as microseconds since 1970."""
-    column = _one_chunk(table[name])
+    column = one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     times = column.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     return Ragged(times.to_numpy(), offsets - offsets[0])
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from features import columns as c
 from jobs.evaluation_inputs import ORACLE, TRUTHS
+from jobs.future_table import future_tables
 from model.evaluation import (
     ACCURACY,
     CATEGORY_TARGET,
@@ -36,6 +37,7 @@ class EvaluationResult:
     model_version: str
     notes: tuple[str, ...]
     path: str
+    future: Evaluation  # of the days ahead; without rows where they are not judged
 
 
 def format_table(result: EvaluationResult, markdown: bool = False) -> str:
@@ -48,6 +50,9 @@ def format_table(result: EvaluationResult, markdown: bool = False) -> str:
             title += f" (misses by rule: {rows[0].n_label_unknown} unknown labels, {rows[0].n_label_removed} seen ones)"
         parts.append(f"{title}\n\n{_render(_cells(rows, target, result.ks, markdown), markdown)}")
         parts.append(_headline_text(headline(result, target)))
+    for title, lines, said in future_tables(result.future, MODEL):
+        parts.append(f"{title}\n\n{_render(lines, markdown)}")
+        parts += [said] if said else []
     return "\n\n".join([*parts, *(_wrapped(note, markdown) for note in result.notes)])
 
 

@@ -43,8 +43,10 @@ def test_two_states_in_turn_by_hand() -> None:
     law = [math.exp(-mean) * mean**k / math.factorial(k) for k in range(60)]
     # The first session ahead is of state 1, the second of state 0, …
     ones = sum(p * ((k + 1) // 2) for k, p in enumerate(law))
-    assert future.events == pytest.approx(mean, rel=5e-3)
-    np.testing.assert_allclose(future.interests, [1.0 - ones / mean, ones / mean], atol=1e-3)
+    np.testing.assert_allclose(future.counts, [mean - ones, ones], rtol=5e-3)
+    # Of k sessions one half, or a little more, is of state 1.
+    share = sum(p * ((k + 1) // 2) / k for k, p in enumerate(law) if k) / (1.0 - law[0])
+    np.testing.assert_allclose(future.interests, [1.0 - share, share], atol=1e-3)
     np.testing.assert_allclose(future.touched, [1.0 - law[0] - law[1], 1.0 - law[0]], atol=1e-3)
     assert future.returns == pytest.approx(1.0 - law[0], abs=1e-3)
 
@@ -57,7 +59,7 @@ def test_the_first_session_ahead_alone() -> None:
     view = outlook(rare, 7)
     [future] = view.futures(state, view.true_rate(past_life), past_life)
     np.testing.assert_allclose(future.interests, state @ rare.step @ rare.taste, rtol=1e-3)
-    assert future.events == pytest.approx(future.returns * rare.mean_length, rel=1e-3)
+    assert future.counts.sum() == pytest.approx(future.returns * rare.mean_length, rel=1e-3)
     # A session without the category, over every length and pattern of repeats: each fresh event must miss it.
     spared = np.zeros(rare.categories)
     for share, taste in zip(state @ rare.step, rare.taste, strict=True):
@@ -81,8 +83,12 @@ def test_expectations_are_those_of_drawn_lives() -> None:
         counts = np.stack([np.bincount(each.category, minlength=12) for each in lives])
         assert future.returns == pytest.approx((counts.sum(axis=1) > 0).mean(), abs=0.02)
         sigma = counts.sum(axis=1).std() / math.sqrt(len(lives))
-        assert future.events == pytest.approx(counts.sum(axis=1).mean(), abs=4 * sigma + 0.02 * future.events)
-        np.testing.assert_allclose(future.interests, counts.sum(axis=0) / counts.sum(), atol=0.015)
+        expected = future.counts.sum()
+        assert expected == pytest.approx(counts.sum(axis=1).mean(), abs=4 * sigma + 0.02 * expected)
+        np.testing.assert_allclose(future.counts / expected, counts.sum(axis=0) / counts.sum(), atol=0.015)
+        active = counts[counts.sum(axis=1) > 0]
+        shares = active / active.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(future.interests, shares.mean(axis=0), atol=0.015)
         np.testing.assert_allclose(future.touched, (counts > 0).mean(axis=0), atol=0.025)
 
 
@@ -109,7 +115,7 @@ def test_oracle_and_latent_are_calibrated_over_a_crowd(busy: list[tuple[Life, Li
     returned = np.array([all_.session[-1] > past_.session[-1] for past_, all_, _, _ in busy])
     log_likelihood = []
     for futures in ([row[2] for row in busy], [row[3] for row in busy]):
-        expected = np.stack([future.events * future.interests for future in futures])
+        expected = np.stack([future.counts for future in futures])
         assert expected.sum() == pytest.approx(counts.sum(), rel=0.03)
         np.testing.assert_allclose(expected.sum(axis=0) / expected.sum(), counts.sum(axis=0) / counts.sum(), atol=0.01)
         touched = np.stack([future.touched for future in futures])
@@ -119,10 +125,15 @@ def test_oracle_and_latent_are_calibrated_over_a_crowd(busy: list[tuple[Life, Li
                 bucket = (said >= low) & (said < high)
                 if bucket.sum() > 200:
                     assert said[bucket].mean() == pytest.approx(happened[bucket].mean(), abs=0.04), (low, high)
-        log_likelihood.append((counts * np.log([future.interests for future in futures])).sum() / counts.sum())
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        interests = np.stack([future.interests for future in futures])
+        np.testing.assert_allclose(
+            interests[shares.sum(axis=1) > 0].mean(axis=0), shares.sum(axis=0) / (shares.sum()), atol=0.015
+        )
+        log_likelihood.append((shares * np.log(interests)).sum() / shares.sum())
     assert log_likelihood[1] > log_likelihood[0]  # latent above oracle
     shuffled = np.roll([row[2].interests for row in busy], 1, axis=0)
-    assert log_likelihood[0] > (counts * np.log(shuffled)).sum() / counts.sum() + 0.05
+    assert log_likelihood[0] > (shares * np.log(shuffled)).sum() / shares.sum() + 0.05
 
 
 def test_a_session_that_goes_on_counts(busy: list[tuple[Life, Life, Future, Future]]) -> None:
