@@ -36,6 +36,7 @@ from model.evaluation import (
 )
 from model.future_baselines import fit_future_baselines
 from model.future_evaluation import FutureSource, evaluate_futures
+from model.spec import HEADS
 
 _TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
 _WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
@@ -119,11 +120,11 @@ def _evaluate_future(
     nothing = Evaluation((), ())
     if protocol.cutoff is None or protocol.embargo_days:
         return nothing, ("Days ahead are not judged: they need labels from one cutoff on, without embargo.",)
-    heads = predictor.bundle.spec.heads if hasattr(predictor.bundle, "spec") else ()
+    has_heads = any(f"{head}/bias" in predictor.bundle.weights for head in HEADS)
     cutoff_us, counters = micros(protocol.cutoff), manifest.counters
     period_days = (period_end_us(counters, protocol) - cutoff_us) // _DAY_US
     horizons = tuple(int(days) for days in counters["horizons_days"] if days <= period_days)
-    if not heads or not horizons:
+    if not has_heads or not horizons:
         return nothing, ("Days ahead are not judged: no head for them, or no horizon within the label period.",)
     ahead, note = future_rows(store, rows, protocol, manifest)
     vocabulary = predictor.bundle.vocabulary[c.KIND_CATEGORY]
