@@ -412,7 +412,7 @@ def write_truth(root, as_of, users=range(N_USERS)):
 
 
 def write_scoring_rows(root, silent):
-    """`sequences_v1` of DAY: a user who came on it, and silent ones whose last event lies two days before the cutoff."""
+    """`sequences_v1` of DAY: one who came on it, and silent ones, last seen two days before the cutoff."""
     names = ["u00", *silent]
     last = [micros(END_AT) - 1] + [micros(TEST_AT) - 2 * c.DAY_S * MICROS] * len(silent)
     table = {name: [[3, 4, 0, 0]] * len(names) for name in c.CHANNELS} | {
