@@ -39,7 +39,18 @@ from model.future_evaluation import FutureSource, evaluate_futures
 from model.spec import HEADS
 
 _TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
-_WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
+_WINDOW_COLUMNS = (
+    c.USER_ID,
+    c.WINDOW,
+    c.LENGTH,
+    c.ITEM,
+    c.CATEGORY,
+    c.ACTION_CODE,
+    c.GAP,
+    c.AGE,
+    c.NEXT_GAP,
+    c.LAST_TIME,
+)
 _LABEL_COLUMNS = (c.NEXT_ITEM, c.NEXT_CATEGORY, c.NEXT_TIME)
 _DAY_US = c.DAY_S * c.MICROS
 
