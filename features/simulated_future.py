@@ -65,7 +65,8 @@ class Outlook:
         log_weight = len(opens) * np.log(self.rates) - self.rates * np.maximum(until - free, 0.0).sum()
         log_weight += np.log(self._until_first(int(start_ms[0]))) - _DEVIATIONS**2 / 2.0
         weight: Floats = np.exp(log_weight - log_weight.max())
-        return weight / weight.sum()
+        weight /= weight.sum()
+        return weight
 
     def true_rate(self, life: Life) -> Floats:
         """The user's own rate as weights of the two nearest of the grid → [G], sum 1."""

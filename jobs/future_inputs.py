@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from features import columns as c
 from features.contracts import SEQUENCES
@@ -27,7 +28,7 @@ from jobs.layers import earlier_layer
 from jobs.store import Manifest, Store
 from model.evaluation import EvaluationRows, SplitProtocol
 from model.future_evaluation import HOUR_S, Answers, FutureRows, FutureSource
-from model.metrics import Floats, Ints, Longs, Ragged
+from model.metrics import Floats, Ragged
 from model.returns import back
 
 if TYPE_CHECKING:  # it loads TensorFlow
@@ -67,7 +68,7 @@ def future_rows(
         last_us = np.concatenate([last_us, times_of(silent, c.LAST_TIME)])
     period_s = (period_end_us(manifest.counters, protocol) - cutoff_us) // c.MICROS
 
-    def with_silent(lists: Ragged, values: Ints | Longs) -> Ragged:
+    def with_silent(lists: Ragged, values: NDArray[Any]) -> Ragged:
         return Ragged(values, np.append(lists.offsets, np.full(n_silent, lists.offsets[-1])))
 
     times = rows.label_times_us

@@ -70,7 +70,7 @@ def action_rates(windows: Windows, new_session_gap: int) -> Doubles:
     user = np.broadcast_to(windows.user[order, None], valid.shape)[valid]
     gap, action = windows.channels[GAP][order][valid], windows.channels[ACTION_CODE][order][valid]
     session = np.cumsum((gap >= new_session_gap) | (np.diff(user, prepend=-1) != 0)) - 1
-    return _held(session, action, int(session[-1]) + 1).mean(axis=0)
+    return np.asarray(_held(session, action, int(session[-1]) + 1).mean(axis=0))
 
 
 def fit_future_baselines(

@@ -236,7 +236,8 @@ def interest_metrics(said: Floats, counts: Doubles) -> dict[str, Ratio]:
     middle = (share + said) / 2
 
     def bits(p: Doubles) -> Doubles:
-        return np.where(p > 0, p * np.log2(np.where(p > 0, p, 1.0) / np.where(p > 0, middle, 1.0)), 0.0).sum(axis=1)
+        ratio = np.where(p > 0, p, 1.0) / np.where(p > 0, middle, 1.0)
+        return np.asarray((p * np.log2(ratio)).sum(axis=1))
 
     divergence = np.clip((bits(share) + bits(said.astype(np.float64))) / 2, 0.0, 1.0)
     depth = min(NDCG_DEPTH, counts.shape[1])
