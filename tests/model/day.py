@@ -11,7 +11,12 @@ from features.contracts import TRAINING_SEQUENCES, VOCABULARY
 from jobs.store import Lineage, Store
 from tests.model import tables
 
-CODING = {"length": tables.LENGTH, "gap_edges_s": [1, 60, 1800, 86400, 604800], "new_session_gap": 5}
+CODING = {
+    "length": tables.LENGTH,
+    "gap_edges_s": [1, 60, 1800, 86400, 604800],
+    "new_session_gap": 5,
+    "horizons_days": [1, 2],
+}
 
 
 def write_day(root: Path, day: date) -> str:
