@@ -202,14 +202,13 @@ def test_every_window_with_a_past_in_another_split_is_compared(job, capsys):  # 
 
 def test_behind_an_embargo_no_split_has_the_past_and_that_is_said(job, capsys):  # noqa: F811
     day = {"valid_cutoff": "2024-03-08T00:00:00Z", "test_cutoff": "2024-03-10T00:00:00Z"}
-    no_train = changed("train", c.NEXT_TIME, lambda times, _: [datetime(2024, 3, 7, tzinfo=UTC)] * len(times))
 
     def tamper(split, rows):
-        rows = changed("train", c.LAST_TIME, lambda times, _: [datetime(2024, 3, 7, tzinfo=UTC)] * len(times))(
-            split, rows
-        )
-        labels = changed("test", c.NEXT_TIME, lambda times, _: [datetime(2024, 3, 11, tzinfo=UTC)] * len(times))
-        return labels(split, no_train(split, rows))
+        for of, column, march in (("train", c.NEXT_TIME, 7), ("train", c.LAST_TIME, 7), ("test", c.NEXT_TIME, 11)):
+            at = datetime(2024, 3, march, tzinfo=UTC)
+            rows = changed(of, column, lambda times, _, at=at: [at] * len(times))(split, rows)
+        after = datetime(2024, 3, 11, tzinfo=UTC)
+        return changed("test", c.LABEL_TIMES, lambda lists, _: [[after] * len(times) for times in lists])(split, rows)
 
     job.model.bundle.data_hash = write_sequences(job.root, tamper=tamper, embargo_days=1, **day).hash
     job()
