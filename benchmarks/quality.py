@@ -48,7 +48,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A log: its source map, its protocol and the settings chosen for it below conf/quality, what others reached."""
+    """A log: its source map, the name of its files in conf/quality, what others reached."""
 
     source: str
     name: str
@@ -60,9 +60,10 @@ class Case:
         return str(CONF_DIR / "quality" / f"{self.name}.yaml")
 
     @property
-    def tuned(self) -> str:
-        """What was chosen for this log, on validation."""
-        return str(CONF_DIR / "quality" / f"{self.name}-tuned.yaml")
+    def chosen(self) -> list[str]:
+        """Settings chosen for this log, on validation; none where conf/base.yaml serves."""
+        path = CONF_DIR / "quality" / f"{self.name}-chosen.yaml"
+        return [str(path)] if path.exists() else []
 
 
 CASES = {
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     case = CASES[arguments.data]
     if not arguments.input and case.source != DEMO_SOURCE:
         parser.error(f"--data {arguments.data} needs --input")
-    conf = [case.protocol] if arguments.base else [case.protocol, case.tuned]
+    conf = [case.protocol] if arguments.base else [case.protocol, *case.chosen]
     with tempfile.TemporaryDirectory(prefix="interest-quality-") as root:
         try:
             last, settings = _prepared(case, conf, arguments, root)

@@ -85,6 +85,12 @@ LATENT_CATEGORIES = "latent_categories"
 ORACLE_CATEGORIES = "oracle_categories"
 LATENT_ITEMS = "latent_items"
 ORACLE_ITEMS = "oracle_items"
+LATENT_FUTURE = "latent_future"
+ORACLE_FUTURE = "oracle_future"
+HORIZON_DAYS = "horizon_days"
+RETURNS = "returns"
+CATEGORIES = "categories"
+TOUCHED = "touched"
 
 # Partition column of every table: the UTC day of the run, YYYY-MM-DD.
 DT = "dt"

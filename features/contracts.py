@@ -327,10 +327,39 @@ _WEIGHTED_CATEGORIES = T.ArrayType(
     containsNull=False,
 )
 
+_FUTURES = T.ArrayType(
+    T.StructType(
+        [
+            _column(c.HORIZON_DAYS, _INT, "days after the cutoff that it speaks of"),
+            _column(c.RETURNS, _FLOAT, "probability that a session starts within them, 0..1"),
+            _column(
+                c.CATEGORIES,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.CATEGORY_ID, _STRING, "the category"),
+                            _column(
+                                c.PROBABILITY,
+                                _FLOAT,
+                                "expected share of the user's events within the days, given that there are any, 0..1",
+                            ),
+                            _column(c.TOUCHED, _FLOAT, "probability of at least one event in it, 0..1"),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "all categories, falling by probability",
+            ),
+        ]
+    ),
+    containsNull=False,
+)
+
 SIMULATED_TRUTH = Contract(
     "simulated_truth_v1",
-    "What a simulated user's next event after the cutoff is, in truth: from the hidden state, and from the observed "
-    "history alone (the oracle, which no honest model beats by more than noise).",
+    "What a simulated user does after the cutoff, in truth, next and within days: from the hidden state (and his own "
+    "rate of sessions), and from the observed history alone (the oracle, which no honest model beats by "
+    "more than noise).",
     (c.USER_ID,),
     T.StructType(
         [
@@ -340,6 +369,8 @@ SIMULATED_TRUTH = Contract(
             _column(c.ORACLE_CATEGORIES, _WEIGHTED_CATEGORIES, "all categories given the observed history, falling"),
             _column(c.LATENT_ITEMS, _WEIGHTED_ITEMS, "the 100 likeliest items given the hidden state, falling"),
             _column(c.ORACLE_ITEMS, _WEIGHTED_ITEMS, "the 100 likeliest items given the observed history, falling"),
+            _column(c.LATENT_FUTURE, _FUTURES, "the days ahead given the hidden state and rate, one entry a horizon"),
+            _column(c.ORACLE_FUTURE, _FUTURES, "the days ahead given the observed history, one entry a horizon"),
         ]
     ),
 )

@@ -12,7 +12,7 @@ import numpy as np
 from features.simulated_process import HOUR_MS, LIVES, WEEK_H, Floats, Ints, Process, random_numbers
 
 # Hours from Monday 00:00 to the epoch's first hour, a Thursday.
-_EPOCH_HOUR = 3 * 24
+EPOCH_HOUR = 3 * 24
 
 
 class Window(NamedTuple):
@@ -31,33 +31,33 @@ class Life(NamedTuple):
     action: Ints  # [n] position in columns.ACTIONS
     session: Ints  # [n] position in state, starting at 0, without holes
     state: Ints  # [m]
+    rate: float  # sessions an hour, at mean intensity
 
     def before(self, cutoff_ms: int) -> "Life":
         """The events before the cutoff and the states of their sessions."""
         n = int(np.searchsorted(self.time_ms, cutoff_ms))
         m = int(self.session[n - 1]) + 1 if n else 0
-        return Life(
-            self.time_ms[:n], self.item[:n], self.category[:n], self.action[:n], self.session[:n], self.state[:m]
-        )
+        of_event = (self.time_ms[:n], self.item[:n], self.category[:n], self.action[:n], self.session[:n])
+        return Life(*of_event, self.state[:m], self.rate)
 
 
 def live(process: Process, window: Window, seed: int, user: int) -> Life:
     """Everything user number `user` does in the window; often nothing. Depends on no other user."""
     rng = random_numbers(seed, LIVES, user)
-    time_ms, session = _times(process, window, rng)
+    rate = process.sessions_per_hour * math.exp(
+        process.activity_spread * rng.standard_normal() - process.activity_spread**2 / 2
+    )
+    time_ms, session = _times(process, window, rate, rng)
     n, m = len(time_ms), int(session[-1]) + 1 if len(session) else 0
     state = _states(process, m, rng)
     category = _categories(process, state, session, rng)
     item = _items(process, category, rng)
     action = np.searchsorted(np.cumsum(process.actions)[:-1], rng.random(n), side="right")
-    return Life(time_ms, item, category, action, session, state)
+    return Life(time_ms, item, category, action, session, state, rate)
 
 
-def _times(process: Process, window: Window, rng: np.random.Generator) -> tuple[Ints, Ints]:
+def _times(process: Process, window: Window, rate: float, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """Times of one user's events and the session of each → ([n], [n])."""
-    rate = process.sessions_per_hour * math.exp(
-        process.activity_spread * rng.standard_normal() - process.activity_spread**2 / 2
-    )
     joins_late, wait = rng.random(2)
     now = window.start_ms
     if joins_late < process.late_joiners:
@@ -105,14 +105,14 @@ class _Clock:
 
     def after(self, now_ms: int, wait: float) -> int:
         """The moment at which `wait` hours at mean intensity have passed since `now_ms`, never before it."""
-        hours = now_ms / HOUR_MS + _EPOCH_HOUR
+        hours = now_ms / HOUR_MS + EPOCH_HOUR
         week, hour = divmod(hours, WEEK_H)
         whole = min(int(hour), WEEK_H - 1)
         target = self.upto[whole] + (hour - whole) * self.rhythm[whole] + wait
         weeks, rest = divmod(target, self.upto[-1])
         whole = min(bisect_right(self.upto, rest) - 1, WEEK_H - 1)
         hour = whole + (rest - self.upto[whole]) / self.rhythm[whole]
-        then: float = ((week + weeks) * WEEK_H + hour - _EPOCH_HOUR) * HOUR_MS
+        then: float = ((week + weeks) * WEEK_H + hour - EPOCH_HOUR) * HOUR_MS
         return max(now_ms, math.ceil(then))
 
 

@@ -111,6 +111,12 @@ class Process:
         """Mean events of a session."""
         return float(self.length @ np.arange(len(self.length)))
 
+    @property
+    def mean_gap_ms(self) -> float:
+        """Mean of a gap within a session."""
+        least = math.exp(-self.gap_max_ms / self.gap_mean_ms)
+        return self.gap_mean_ms - self.gap_max_ms * least / (1.0 - least)
+
     def ends_after(self, n_events: int) -> float:
         """Hazard: probability that a session with `n_events` so far has no further one."""
         return float(self.length[n_events] / self.length[n_events:].sum())

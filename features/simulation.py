@@ -28,6 +28,7 @@ from features.simulated_dirt import (
     logged,
     user_token,
 )
+from features.simulated_future import Future, Outlook
 from features.simulated_lives import Window, live
 from features.simulated_process import Count, Floats, Process, ProcessSpec, process_of
 
@@ -110,18 +111,24 @@ def line_counters(spec: SimulationSpec) -> dict[str, Column]:
 
 
 def simulated_truth(
-    spark: SparkSession, spec: SimulationSpec, gap_s: float, last: date, cutoff: date, n_tasks: int
+    spark: SparkSession,
+    spec: SimulationSpec,
+    gap_s: float,
+    last: date,
+    cutoff: date,
+    horizons_days: tuple[int, ...],
+    n_tasks: int,
 ) -> DataFrame:
     """The truth as of `cutoff` 00:00 UTC as `simulated_truth_v1`: users of the process with an event before it."""
     window, cutoff_ms = spec.window(last), midnight_ms(cutoff)
 
     def kernel(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        process = process_of(spec.process, gap_s, spec.seed)
+        outlook = Outlook(process_of(spec.process, gap_s, spec.seed), window, cutoff_ms, horizons_days)
         for batch in batches:
             for task in batch.column(0).to_pylist():
                 users = range(task, spec.users, n_tasks)
                 for at in range(0, len(users), _BATCH_USERS):
-                    yield _truth_batch(process, spec.seed, window, cutoff_ms, users[at : at + _BATCH_USERS])
+                    yield _truth_batch(outlook, spec.seed, users[at : at + _BATCH_USERS])
 
     schema = T.StructType([field for field in SIMULATED_TRUTH.schema.fields if field.name != c.AS_OF])
     rows = spark.range(0, n_tasks, 1, n_tasks).mapInArrow(kernel, schema)
@@ -165,18 +172,23 @@ def _log_batch(waiting: list[Rows], process: Process) -> pa.RecordBatch:
     )
 
 
-def _truth_batch(process: Process, seed: int, window: Window, cutoff_ms: int, users: range) -> pa.RecordBatch:
+def _truth_batch(outlook: Outlook, seed: int, users: range) -> pa.RecordBatch:
+    process, window, cutoff_ms = outlook.process, outlook.window, outlook.cutoff_ms
     names: list[str] = []
     categories: dict[str, list[Floats]] = {c.LATENT_CATEGORIES: [], c.ORACLE_CATEGORIES: []}
     items: dict[str, list[Floats]] = {c.LATENT_ITEMS: [], c.ORACLE_ITEMS: []}
+    futures: dict[str, list[Future]] = {c.LATENT_FUTURE: [], c.ORACLE_FUTURE: []}
     for user in users:
         life = live(process, window, seed, user).before(cutoff_ms)
         if len(life.time_ms) == 0:
             continue
         names.append(user_token(user))
+        certain, belief = truth.certain(process, life), truth.belief(process, life)
+        futures[c.LATENT_FUTURE] += outlook.futures(certain, outlook.true_rate(life), life)
+        futures[c.ORACLE_FUTURE] += outlook.futures(belief, outlook.observed_rate(life), life)
         for state, category_column, item_column in (
-            (truth.certain(process, life), c.LATENT_CATEGORIES, c.LATENT_ITEMS),
-            (truth.belief(process, life), c.ORACLE_CATEGORIES, c.ORACLE_ITEMS),
+            (certain, c.LATENT_CATEGORIES, c.LATENT_ITEMS),
+            (belief, c.ORACLE_CATEGORIES, c.ORACLE_ITEMS),
         ):
             category = truth.next_categories(process, state, life, cutoff_ms)
             categories[category_column].append(category)
@@ -187,8 +199,32 @@ def _truth_batch(process: Process, seed: int, window: Window, cutoff_ms: int, us
             c.USER_ID: pa.array(names, pa.string()),
             **{n: _falling(p, of_category, c.CATEGORY_ID, process.categories) for n, p in categories.items()},
             **{n: _falling(p, of_item, c.ITEM_ID, TRUE_ITEMS) for n, p in items.items()},
+            **{n: _futures(found, of_category, len(outlook.starts)) for n, found in futures.items()},
         }
     )
+
+
+def _futures(found: list[Future], tokens: pa.Array, n_horizons: int) -> pa.Array:
+    """Each user's futures, one a horizon, their categories falling by probability → [users] of lists."""
+    interests = _falling([one.interests for one in found], tokens, c.CATEGORY_ID, len(tokens))
+    orders = [truth.strongest(one.interests, len(tokens)) for one in found]
+    touched = np.concatenate(
+        [*(one.touched[order] for one, order in zip(found, orders, strict=True)), np.empty(0)]
+    ).astype(np.float32)
+    names = [c.CATEGORY_ID, c.PROBABILITY]
+    categories = pa.StructArray.from_arrays(
+        [*(interests.values.field(name) for name in names), pa.array(touched)], names=[*names, c.TOUCHED]
+    )
+    entries = pa.StructArray.from_arrays(
+        [
+            pa.array([one.days for one in found], pa.int32()),
+            pa.array([one.returns for one in found], pa.float32()),
+            pa.ListArray.from_arrays(interests.offsets, categories),
+        ],
+        names=[c.HORIZON_DAYS, c.RETURNS, c.CATEGORIES],
+    )
+    offsets = np.arange(0, len(found) + 1, n_horizons, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), entries)
 
 
 def _falling(rows: list[Floats], tokens: pa.Array, name: str, k: int) -> pa.Array:

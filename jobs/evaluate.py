@@ -15,10 +15,12 @@ from features.scoring import Floats
 from jobs.cli import run_job, say, stage_parser
 from jobs.evaluation_details import calibration_notes, detail_records, details_of
 from jobs.evaluation_files import write_evaluation
+from jobs.evaluation_future import evaluate_future
 from jobs.evaluation_inputs import read_split, rows_of, truths_of, windows_of
 from jobs.evaluation_models import MODEL, load_judged
 from jobs.evaluation_table import EvaluationResult, format_table
 from jobs.evaluation_texts import detail_texts
+from jobs.future_table import future_headline
 from jobs.leak_audit import audit
 from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.store import Store
@@ -66,7 +68,7 @@ def evaluate(
         store, manifest, c.TRAIN, (*_WINDOW_COLUMNS, *_LABEL_COLUMNS), spec.max_train_users
     )
     rows, windows = rows_of(held_out), windows_of(train)
-    say(audit(store, manifest, split, rows, train))
+    say(audit(store, manifest, split, held_out, rows, train))
     protocol = SplitProtocol(
         date=str(date),
         split=split,
@@ -102,8 +104,11 @@ def evaluate(
     inputs = {f"{TRAINING_SEQUENCES.name}/{date}": manifest.hash, "bundle": judged.versions[MODEL]}
     inputs |= {name: version for name, version in judged.versions.items() if name != MODEL}
     path = store.path(TABLES[split], date)
-    notes = (*notes, *calibration_notes(details))
-    result = EvaluationResult(evaluation, protocol, spec.ks, judged.versions, notes, path, details)
+    future, more = evaluate_future(
+        store, manifest, judged.rankers[MODEL], rows, protocol, windows, trained, baselines, spec
+    )
+    notes = (*notes, *calibration_notes(details), *more)
+    result = EvaluationResult(evaluation, protocol, spec.ks, judged.versions, notes, path, details, future)
     _write(store, result, inputs, config_hash(spec))
     return result
 
@@ -134,13 +139,15 @@ def _times_of(counters: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 def _write(store: Store, result: EvaluationResult, inputs: Mapping[str, str], hashed: str) -> None:
     shared = {name: value for name, value in asdict(result.split).items() if name != "n_users"}
-    records = [_json_row(row, result.versions) for row in result.evaluation.rows]
+    records = [_json_row(row, result.versions) for row in (*result.evaluation.rows, *result.future.rows)]
     records += detail_records(result.details, shared, result.versions)
+    ahead = dict.fromkeys(row.target for row in result.future.rows)
     summary = {
         "protocol": asdict(result.split),
         "model_version": result.model_version,
         "headlines": list(result.headlines),
-        "comparisons": [pair._asdict() for pair in result.evaluation.comparisons],
+        "future_headlines": [future_headline(result.future, target, MODEL) for target in ahead],
+        "comparisons": [pair._asdict() for pair in (*result.evaluation.comparisons, *result.future.comparisons)],
         "against": [test._asdict() for test in result.details.tests],
         "notes": list(result.notes),
     }

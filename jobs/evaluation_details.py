@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from jobs.evaluation_models import AGAINST, MODEL
 from model.baselines import TrainEvents
 from model.calibration import Calibration, FirstChoices, calibration
-from model.cohorts import Cohorts, CohortValue, by_history, by_popularity, cohort_values
+from model.cohorts import Cohorts, CohortValue, by_action, by_history, by_popularity, cohort_values
 from model.evaluation import CATEGORY_TARGET, ITEM_TARGET, TARGETS, Evaluation, EvaluationRows, EvaluationSpec
 from model.metrics import HR, NDCG, USER_METRICS
 from model.paired import PairedTest, paired_tests
@@ -120,6 +120,7 @@ def _divisions(
     return (
         by_history(rows.length, spec.history_edges),
         by_popularity(labels, train_counts, spec.popularity_shares),
+        by_action(rows.label_actions.values[rows.label_actions.offsets[:-1]]),
     )
 
 

@@ -67,24 +67,31 @@ def truths_of(
     store: Store, rows: EvaluationRows, protocol: SplitProtocol, vocabulary: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
     """The simulation's truth for the rows, where it was written for exactly this cutoff; and what to say about it."""
-    days = store.dates(SIMULATED_TRUTH.name)
-    if not days:
+    if not store.dates(SIMULATED_TRUTH.name):
         return {}, ()
     if protocol.cutoff is None or protocol.embargo_days:
         return {}, ("No oracle row: the simulated truth is for the first event after a cutoff, without embargo.",)
-    cutoff_us = micros(protocol.cutoff)
-    eve = str(datetime.fromisoformat(protocol.cutoff).date() - timedelta(days=1))
-    for day in sorted({protocol.date, eve} & set(days), reverse=True):
+    truth = truth_as_of(store, rows.user_id, protocol)
+    if truth is None:
+        return {}, (f"No oracle row: no partition of {SIMULATED_TRUTH.name} is as of the cutoff {protocol.cutoff}.",)
+    return _truth_sources(truth, rows, vocabulary)
+
+
+def truth_as_of(store: Store, user_id: Sequence[str], protocol: SplitProtocol) -> pa.Table | None:
+    """The simulation's truth of these users, where it was written for exactly this cutoff."""
+    cutoff_us = micros(str(protocol.cutoff))
+    eve = str(datetime.fromisoformat(str(protocol.cutoff)).date() - timedelta(days=1))
+    for day in sorted({protocol.date, eve} & set(store.dates(SIMULATED_TRUTH.name)), reverse=True):
         manifest = store.check(SIMULATED_TRUTH, day, "jobs/simulate.py")
         folder = store.path(SIMULATED_TRUTH.name, day)
         tables = []
         for file in manifest.files:
             table = read_files(store, [f"{folder}/{file['path']}"])
-            tables.append(table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(rows.user_id))))
+            tables.append(table.filter(pc.is_in(table[c.USER_ID], value_set=pa.array(user_id))))
         truth = pa.concat_tables(tables).combine_chunks()
         if truth.num_rows and (times_of(truth, c.AS_OF) == cutoff_us).all():
-            return _truth_sources(truth, rows, vocabulary)
-    return {}, (f"No oracle row: no partition of {SIMULATED_TRUTH.name} is as of the cutoff {protocol.cutoff}.",)
+            return truth
+    return None
 
 
 def rows_of(table: pa.Table) -> EvaluationRows:
@@ -108,11 +115,11 @@ def rows_of(table: pa.Table) -> EvaluationRows:
 
 def windows_of(table: pa.Table) -> Windows:
     """Training windows as arrays; users numbered by appearance."""
-    users = _one_chunk(table[c.USER_ID]).dictionary_encode()
+    users = one_chunk(table[c.USER_ID]).dictionary_encode()
     return Windows(
         user=users.indices.to_numpy().astype(np.int64),
         window=ints_of(table, c.WINDOW),
-        channels=channels_of(table, (c.ITEM, c.CATEGORY, c.GAP)),
+        channels=channels_of(table, (c.ITEM, c.CATEGORY, c.ACTION_CODE, c.GAP, c.AGE)),
         length=ints_of(table, c.LENGTH),
         next_gap=ints_of(table, c.NEXT_GAP),
         next_item=ints_of(table, c.NEXT_ITEM),
@@ -125,12 +132,12 @@ def windows_of(table: pa.Table) -> Windows:
 def _truth_sources(
     truth: pa.Table, rows: EvaluationRows, vocabulary: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, ScoreBlock], tuple[str, ...]]:
-    position = pc.index_in(pa.array(rows.user_id), value_set=_one_chunk(truth[c.USER_ID]))
+    position = pc.index_in(pa.array(rows.user_id), value_set=one_chunk(truth[c.USER_ID]))
     aligned = truth.take(position)  # a user without a truth: null lists, which score nothing
     n_ids = (len(vocabulary[c.KIND_ITEM]), len(vocabulary[c.KIND_CATEGORY]))
 
     def stored(column: str, token: str, kind: str) -> tuple[Ragged, Floats]:
-        lists = _one_chunk(aligned[column])
+        lists = one_chunk(aligned[column])
         entries = lists.flatten()
         ids = pc.fill_null(
             pc.index_in(entries.field(token), value_set=pa.array(vocabulary[kind], pa.string())), c.OOV
@@ -163,7 +170,7 @@ def read_files(store: Store, paths: Sequence[str], columns: Sequence[str] | None
 
 def channels_of(table: pa.Table, names: Sequence[str]) -> dict[str, Ints]:
     """Columns of fixed-length lists, [B, L] each."""
-    return {name: _one_chunk(table[name]).flatten().to_numpy().reshape(table.num_rows, -1) for name in names}
+    return {name: one_chunk(table[name]).flatten().to_numpy().reshape(table.num_rows, -1) for name in names}
 
 
 def ints_of(table: pa.Table, name: str) -> Ints:
@@ -178,20 +185,21 @@ def times_of(table: pa.Table, name: str) -> Longs:
 
 def ragged_of(table: pa.Table, name: str) -> Ragged:
     """A column of lists of any length."""
-    column = _one_chunk(table[name])
+    column = one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     return Ragged(column.flatten().to_numpy(), offsets - offsets[0])
 
 
 def _ragged_times(table: pa.Table, name: str) -> Ragged:
     """Lists of times as microseconds since 1970."""
-    column = _one_chunk(table[name])
+    column = one_chunk(table[name])
     offsets = column.offsets.to_numpy().astype(np.int64)
     times = column.flatten().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
     return Ragged(times.to_numpy(), offsets - offsets[0])
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+def one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 

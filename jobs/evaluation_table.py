@@ -9,6 +9,7 @@ from features import columns as c
 from jobs.evaluation_details import Details, main_k
 from jobs.evaluation_inputs import ORACLE, TRUTHS
 from jobs.evaluation_models import AGAINST, MODEL
+from jobs.future_table import future_tables
 from model.evaluation import (
     ACCURACY,
     CATEGORY_TARGET,
@@ -38,6 +39,7 @@ class EvaluationResult:
     notes: tuple[str, ...]
     path: str
     details: Details
+    future: Evaluation  # of the days ahead; without rows where they are not judged
 
     @property
     def model_version(self) -> str:
@@ -62,6 +64,9 @@ def format_table(result: EvaluationResult, markdown: bool = False) -> str:
             )
         parts.append(f"{heading}\n\n{render(_cells(rows, target, result.ks, markdown), markdown)}")
         parts.append(_headline_text(headline(result, target)))
+    for title, lines, said in future_tables(result.future, MODEL):
+        parts.append(f"{title}\n\n{render(lines, markdown)}")
+        parts += [said] if said else []
     return "\n\n".join([*parts, *(_wrapped(note, markdown) for note in result.notes)])
 
 

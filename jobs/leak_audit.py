@@ -22,7 +22,18 @@ from jobs.evaluation_inputs import (
 from jobs.store import Manifest, Store
 from model.errors import ModelError
 from model.evaluation import EvaluationRows
-from model.leaks import Cuts, Known, Times, check_labels, check_past, check_times, check_windows, joined
+from model.leaks import (
+    Cuts,
+    Known,
+    Times,
+    check_ages,
+    check_label_times,
+    check_labels,
+    check_past,
+    check_times,
+    check_windows,
+    joined,
+)
 from model.metrics import Ints, Longs, Ragged
 
 _TIME_COLUMNS = (c.USER_ID, c.LAST_TIME, c.NEXT_TIME, c.NEXT_GAP)
@@ -38,10 +49,13 @@ def cuts_of(counters: Mapping[str, Any], split: str) -> Cuts:
     return Cuts(split, before_us, embargo_us, counters["gap_edges_s"])
 
 
-def audit(store: Store, manifest: Manifest, split: str, rows: EvaluationRows, train: pa.Table) -> str:
+def audit(
+    store: Store, manifest: Manifest, split: str, held_out: pa.Table, rows: EvaluationRows, train: pa.Table
+) -> str:
     """Refuse an evaluation whose rows hold their labels, or anything else that was not known at their cutoff.
 
-    By their times: every row of the split and of train, sampled or not. Event by event: `rows`, against the training
+    By their times: every row of the split and of train, sampled or not. Event by event: `rows`, those of `held_out`,
+    against the training
     windows in `train` and, for the test, the valid split. Returns a line for people.
 
     Raises:
@@ -52,11 +66,15 @@ def audit(store: Store, manifest: Manifest, split: str, rows: EvaluationRows, tr
         cuts = cuts_of(manifest.counters, name)
         for path in files_of(store, manifest, name):
             _check_file(store, path, cuts)
+    cuts = cuts_of(manifest.counters, split)
+    check_label_times(rows.user_id, rows.label_times_us, rows.next_time_us, cuts)
     check_windows(rows.user_id, rows.channels, rows.length, rows.last_time_us, split)
+    ages = channels_of(held_out, (c.AGE,))[c.AGE]
+    check_ages(rows.user_id, ages, rows.channels[c.HOUR], rows.length, rows.last_time_us, split)
     check_labels(rows.user_id, rows.next_item, rows.label_items, "item", split)
     check_labels(rows.user_id, rows.next_category, rows.label_categories, "category", split)
     line = f"evaluate: no leak in any row of {split} and {c.TRAIN}"
-    if split == c.TEST and cuts_of(manifest.counters, split).embargo_us:
+    if split == c.TEST and cuts.embargo_us:
         return f"{line}; windows not compared event by event: no earlier split has the events of the embargo"
     known = _known(store, manifest, split, rows, train)
     n_compared = check_past(rows.user_id, (rows.channels[c.ITEM], rows.length), rows.last_time_us, known, split)

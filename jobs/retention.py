@@ -38,13 +38,12 @@ class Removals:
 def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer) -> Removals:
     """What goes: older than the newest nights of its table, and needed by nothing that stays.
 
-    Needed are: layers and vocabularies of kept sequences, the sequences of the published night, the bundle of every
-    release, and the open sessions and held events of the nights on whose sequences another layer may be laid.
+    Needed are: layers and vocabularies of kept sequences, scores and sequences of the published night, the bundle of
+    every release, and the open sessions and held events of the nights on whose sequences another layer may be laid.
     """
     days = {table: store.dates(table) for table in spec.nights}
     newest = {(table, dt) for table, nights in spec.nights.items() for dt in days[table][-nights:]}
-    newest |= {(SCORES.name, release.date) for release in pointer.releases}
-    newest |= {(SEQUENCES.name, release.date) for release in pointer.releases[:1]}
+    newest |= {(table, release.date) for table in (SCORES.name, SEQUENCES.name) for release in pointer.releases[:1]}
     newest |= {_part(release.bundle) for release in (*pointer.releases, *pointer.withdrawn) if release.bundle}
     if SEQUENCES.name in spec.nights:
         newest |= {(link, dt) for link in _LINKS for dt in days[SEQUENCES.name][-spec.nights[SEQUENCES.name] :]}

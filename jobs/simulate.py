@@ -89,7 +89,9 @@ def simulate(spark: SparkSession, settings: Settings, root: str, last: date) -> 
     )
     if store.fs.exists(raw):
         store.fs.rm(raw, recursive=True)  # from here on no log lies beside a truth that is not its own
-    frame = simulated_truth(spark, spec, gap_s, last, cutoff, n_tasks)
+    # Only what the log holds of the time after the cutoff can be compared.
+    horizons = tuple(days for days in settings.sequences.horizons_days if days <= test_days)
+    frame = simulated_truth(spark, spec, gap_s, last, cutoff, horizons, n_tasks)
     manifest = store.write(frame, SIMULATED_TRUTH, last, lineage, time_column=c.AS_OF)
     facts["truth_users"] = manifest.rows
     store.write_json(f"{staged}/{TRUTH_FILE}", facts)

@@ -161,11 +161,15 @@ def target_counts(shard: Shard, sizes: Sizes) -> dict[str, NDArray[np.int64]]:
         c.NEXT_ITEM: sizes.items,
         c.CATEGORY: sizes.categories,
         c.NEXT_CATEGORY: sizes.categories,
+        c.AHEAD_CATEGORY: sizes.categories,
         c.ACTION_CODE: c.N_ACTION_CODES,
+        c.AHEAD_ACTION: c.N_ACTION_CODES,
         c.GAP: sizes.gap_codes,
         c.NEXT_GAP: sizes.gap_codes,
         c.HOUR: c.N_HOUR_CODES,
         c.LENGTH: sizes.length + 1,
+        c.AHEAD_CATEGORY: sizes.categories,
+        c.AHEAD_ACTION: c.N_ACTION_CODES,
     }
     for block in blocks(shard, sizes.length, passes=1):
         for name, limit in limits.items():

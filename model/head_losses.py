@@ -33,7 +33,8 @@ def head_losses(
     rows: as of model.batches, what was hidden from the network included; hidden: [B, L, U]; seed and first_row: as for
     `Network.encode`. Session ends are asked at silence 0 (`when`) or at the landmark drawn for them (`hour`, `action`).
     """
-    heads, found = network.heads, {}
+    heads = network.heads
+    found: dict[str, Tensor] = {}
     times = timeline(rows, network.sizes)
     silence_s, is_used = landmarks(times, float(heads.edges_s[-1]), seed, first_row)
     if {HORIZON, TOUCHED} & set(heads.names):
@@ -101,8 +102,8 @@ def _touches(
     """Negative log-likelihood of which categories occur within a horizon: Σ_c λ_c − Σ_touched log(exp(λ_c) − 1).
 
     Bernoulli with P = 1 − exp(−λ), the complementary log-log link (McCullagh & Nelder 1989, section 4.3): a Poisson
-    count of rate λ is not 0. touched: [B, L, S], each category's first event. At random weights, λ = 1: V a position,
-    less 0.54 + 1 − 1 a touched one, that is V − Σ_touched 0.54.
+    count of rate λ is not 0. touched: [B, L, S], each category's first event. At scores of 0, λ = 1: V − 0.54 for
+    each touched category, a position.
     """
     answers, bias = network.heads.answer(TOUCHED, at, asked)  # [B, L, C], [V + 2]
     scores = tf.matmul(answers, rows, transpose_b=True) + lookup(bias, times.category)[:, None, :]  # [B, L, S]
@@ -191,7 +192,7 @@ def _session_losses(
     place = tf.where(times.is_end & times.has_next & is_used)  # [P, 2]
     silence_s = tf.gather_nd(silence_s, place)  # [P]
     asked = network.heads.asked(tf.gather_nd(hidden, place), silence_s)  # [P, U]
-    found = {}
+    found: dict[str, Tensor] = {}
     if HOUR in network.heads.names:
         hour = tf.gather_nd(following(rows[c.HOUR], rows[c.LENGTH], tf.zeros_like(rows[c.LENGTH])), place)  # [P]
         logits = network.heads.hour(asked, hour_at(tf.gather_nd(rows[c.HOUR], place), silence_s))

@@ -38,11 +38,10 @@ class Heads:
             if name in names:
                 shapes[f"{name}/projection"] = [n_horizons, units, spec.category_dim]
                 shapes[f"{name}/bias"] = [n_horizons, sizes.categories]
-        for name, width in ((WHEN, n_bins), (HOUR, HOURS), (ACTION, len(c.ACTIONS))):
-            if name in names:
+        linear = {WHEN: n_bins, HOUR: HOURS, "hour/ahead": HOURS, ACTION: len(c.ACTIONS)}
+        for name, width in linear.items():
+            if name.split("/")[0] in names:
                 shapes |= {f"{name}/projection": [units, width], f"{name}/bias": [width]}
-        if HOUR in names:
-            shapes["hour/ahead"] = [HOURS]
         if set(names) - {WHEN}:
             shapes |= {"silence/scale": [n_bins + 1, units], "silence/shift": [n_bins + 1, units]}
         self.weights: dict[str, Tensor] = {}
@@ -71,20 +70,25 @@ class Heads:
 
     def when(self, hidden: Tensor) -> Tensor:
         """Logits of the hazard in each bin. hidden: […, U] → […, K]."""
-        return _product(hidden, self.weights["when/projection"]) + self.weights["when/bias"]
+        return self._linear(WHEN, hidden)
 
     def hour(self, asked: Tensor, now: Tensor) -> Tensor:
         """Logits of the hour of the week in which the next session starts. asked: [P, U]; now: [P] hour → [P, 168].
 
-        By hour of the week, plus by hours from now: so a rhythm of days is one curve, whatever the time of asking.
+        By hour of the week, plus by hours from now: so "ten hours later" is one unit, whatever the time of asking.
         """
         from_now = (tf.range(HOURS)[None, :] - now[:, None]) % HOURS  # [P, 168]
-        ahead = lookup(self.weights["hour/ahead"], from_now)
-        return _product(asked, self.weights["hour/projection"]) + self.weights["hour/bias"] + ahead
+        # Flat: the gradient of tf.gather with batch_dims has a wrong shape where there is no position.
+        places = from_now + HOURS * tf.range(tf.shape(now)[0])[:, None]
+        ahead = tf.gather(tf.reshape(self._linear("hour/ahead", asked), [-1]), places)  # [P, 168]
+        return self._linear(HOUR, asked) + ahead
 
     def action(self, asked: Tensor) -> Tensor:
         """Logits that the next session holds each action. asked: […, U] → […, 5]."""
-        return _product(asked, self.weights["action/projection"]) + self.weights["action/bias"]
+        return self._linear(ACTION, asked)
+
+    def _linear(self, name: str, values: Tensor) -> Tensor:
+        return _product(values, self.weights[f"{name}/projection"]) + self.weights[f"{name}/bias"]
 
 
 def hour_at(hour_code: Tensor, silence_s: Tensor) -> Tensor:

@@ -130,6 +130,57 @@ def check_labels(user_id: Sequence[str], first: Ints, labels: Ragged, name: str,
         )
 
 
+def check_label_times(user_id: Sequence[str], label_times_us: Ragged, next_time_us: Longs, cuts: Cuts) -> None:
+    """Refuse held-out rows with a label event before next_time, the first one, or before the cutoff and its embargo.
+
+    label_times_us: B lists in order of time; next_time is held against the cutoff by `check_times`, too.
+
+    Raises:
+        ModelError: names the first such user and both times.
+    """
+    row_of = label_times_us.row_of_value()
+    least = np.full(len(next_time_us), np.iinfo(np.int64).max)
+    np.minimum.at(least, row_of, label_times_us.values)
+    early = least != next_time_us
+    if cuts.before_us is not None:
+        early |= least < cuts.before_us + cuts.embargo_us
+    if early.any():
+        row = int(np.argmax(early))
+        found = "none" if least[row] == np.iinfo(np.int64).max else utc_text(int(least[row]))
+        raise ModelError(
+            f"Split {cuts.split}, user {user_id[row]}: the first label event is at {found}, next_time says "
+            f"{utc_text(int(next_time_us[row]))}: a label lies among the inputs, or is not what came first. {_REMEDY}"
+        )
+
+
+def check_ages(
+    user_id: Sequence[str], ages_s: Ints, hours: Ints, length: Ints, last_time_us: Longs, split: str
+) -> None:
+    """Refuse windows with an event after last_time: so each input event is before the cutoff, not the last one alone.
+
+    ages_s: [B, L] seconds from each event to the window's last one, 0 for that one and in padding; hours: [B, L] codes.
+    Ages fall and end at 0, and each event's hour of the week is that of last_time - age.
+
+    Raises:
+        ModelError: names the first such user, the place and the age.
+    """
+    place = np.arange(ages_s.shape[1])
+    inside = place < length[:, None]  # [B, L]
+    following = np.where(place + 1 < length[:, None], np.roll(ages_s, -1, axis=1), 0)
+    wrong = (ages_s < following) | ((place >= length[:, None] - 1) & (ages_s != 0))
+    at_us = last_time_us[:, None] - ages_s.astype(np.int64) * c.MICROS
+    spans = [c.FIRST_HOUR + ((at_us - part) // _HOUR_US + _THURSDAY_H) % (7 * 24) for part in (0, c.MICROS - 1)]
+    known = ages_s < np.iinfo(np.int32).max  # greater ones are cut to it
+    wrong |= inside & known & (hours != spans[0]) & (hours != spans[1])  # ages are whole seconds
+    if wrong.any():
+        row, at = np.argwhere(wrong)[0]
+        raise ModelError(
+            f"Leak in split {split}, user {user_id[row]}: the event at place {at} of {length[row]} is of hour "
+            f"{hours[row, at]} of the week and said to be {ages_s[row, at]} s before last_time "
+            f"{utc_text(int(last_time_us[row]))}: windows hold events up to last_time, oldest first. {_REMEDY}"
+        )
+
+
 def check_past(user_id: Sequence[str], window: tuple[Ints, Ints], last_time_us: Longs, known: Known, split: str) -> int:
     """Refuse windows that are not the end of what other rows know of their users' past.
 

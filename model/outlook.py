@@ -12,13 +12,16 @@ from model.heads import hour_at
 from model.network import Network
 from model.spec import ACTION, HORIZON, HOUR, TOUCHED, WHEN
 
+_LEAST = 1e-6  # hazards stay as far from 0 and 1, where a logarithm would end
+
 
 def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tensor) -> dict[str, Tensor]:
     """Fields of `predict.Future` by name, of the heads that the network has; `hazards` for `when`.
 
     hidden: [B, U] newest state; hour_code: [B] of the newest event; silence_s: [B] since it.
     """
-    heads, found = network.heads, {}
+    heads = network.heads
+    found: dict[str, Tensor] = {}
     asked = heads.asked(hidden, silence_s) if set(heads.names) - {WHEN} else hidden
     if HORIZON in heads.names:
         logits = _category_logits(network, HORIZON, asked)
@@ -26,7 +29,7 @@ def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tens
     if TOUCHED in heads.names:
         found["touched"] = _with_reserved(-tf.math.expm1(-rate(_category_logits(network, TOUCHED, asked))))
     if WHEN in heads.names:
-        found["hazards"] = tf.sigmoid(heads.when(hidden))
+        found["hazards"] = tf.clip_by_value(tf.sigmoid(heads.when(hidden)), _LEAST, 1.0 - _LEAST)
     if HOUR in heads.names:
         found["hour"] = tf.nn.softmax(heads.hour(asked, hour_at(hour_code, silence_s)))
     if ACTION in heads.names:

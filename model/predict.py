@@ -45,7 +45,7 @@ class Top(NamedTuple):
 class Future(NamedTuple):
     """What lies ahead of each row, asked at an instant after some silence; None where the bundle has no such head.
 
-    Horizons D, hours R and bins K are those of the bundle: `sizes.horizons_days`, `spec.back_hours`, `back_bins`.
+    Horizons D are `sizes.horizons_days`, hours R `spec.back_hours` of the bundle, hazard bins K the `back_bins`.
     """
 
     interests: Floats | None  # [n, D, V] distribution over categories of the events within each horizon
@@ -173,7 +173,7 @@ class Predictor:
 
     @property
     def back_bins(self) -> NDArray[np.float64]:
-        """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up; their use: model.returns."""
+        """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up: as model.returns takes them."""
         edges: NDArray[np.float64] = self._network.heads.edges_s
         return edges
 
@@ -204,12 +204,16 @@ class Predictor:
             found = self._future(rows, silence[at * BATCH_ROWS : (at + 1) * BATCH_ROWS])
             parts.append({name: values.numpy()[:n_real] for name, values in found.items()})
         if not parts:
-            empty = self._future.structured_outputs
+            empty = self._future.get_concrete_function().structured_outputs
             parts = [{name: np.zeros((0, *spec.shape[1:]), np.float32) for name, spec in empty.items()}]
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
         hours = np.array(self.bundle.spec.back_hours) * 3600.0
-        returns = None if hazards is None else back(hazards, self.back_bins, silence_s, hours).astype(np.float32)
+        returns = (
+            None
+            if hazards is None
+            else back(hazards, self.back_bins, silence_s.astype(np.float64), hours).astype(np.float32)
+        )
         return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
 
     def _batches(

@@ -7,13 +7,15 @@ Letters: n rows, K bins. hazards: [n, K] float, P(back in the bin | not before),
 from the end of the last session, from 0 up; times in seconds.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
 
-def log_survival(hazards: NDArray[np.floating], edges_s: Floats, time_s: Floats) -> Floats:
+def log_survival(hazards: NDArray[np.floating[Any]], edges_s: Floats, time_s: Floats) -> Floats:
     """Log of P(not back by `time_s`). time_s: [n] → [n]; log-likelihood of a return not seen by then."""
     start, width = edges_s[:-1], np.diff(edges_s)
     passed = np.clip((np.asarray(time_s, np.float64)[:, None] - start) / width, 0.0, None)  # [n, K] share of each bin
@@ -22,7 +24,7 @@ def log_survival(hazards: NDArray[np.floating], edges_s: Floats, time_s: Floats)
     return survived
 
 
-def back(hazards: NDArray[np.floating], edges_s: Floats, silence_s: Floats, within_s: Floats) -> Floats:
+def back(hazards: NDArray[np.floating[Any]], edges_s: Floats, silence_s: Floats, within_s: Floats) -> Floats:
     """P(back within each time after now | not back yet). silence_s: [n] so far; within_s: [R] → [n, R]."""
     silence_s = np.asarray(silence_s, np.float64)
     now = log_survival(hazards, edges_s, silence_s)
@@ -31,7 +33,7 @@ def back(hazards: NDArray[np.floating], edges_s: Floats, silence_s: Floats, with
 
 
 def log_likelihood(
-    hazards: NDArray[np.floating],
+    hazards: NDArray[np.floating[Any]],
     edges_s: Floats,
     silence_s: Floats,
     time_s: Floats,

@@ -197,15 +197,12 @@ class Steps:
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
 
     def _importance(self, rows: Mapping[str, Tensor], place: Tensor) -> Tensor | None:
-        """Weight of each position's target by the action of its event → [P]; None where all weigh the same.
-
-        What is done to the event behind the row is no column of it: that one weighs 1.
-        """
+        """Weight of each position's target by the action of its event → [P]; None where all weigh the same."""
         actions = self._spec.action_weights
         if actions.are_equal:
             return None
-        none = tf.zeros_like(rows[c.LENGTH])
-        ahead = tf.gather_nd(following(rows[c.ACTION_CODE], rows[c.LENGTH], none), place)  # [P]
+        after = rows[c.AHEAD_ACTION][:, 0]  # [B] of the event behind the row; PAD where it lies beyond all horizons
+        ahead = tf.gather_nd(following(rows[c.ACTION_CODE], rows[c.LENGTH], after), place)  # [P]
         return tf.gather(tf.constant(actions.by_code), ahead)
 
     def _seed(self, stream: int, number: int) -> NDArray[np.int32]:

@@ -69,4 +69,6 @@ def life(sessions: list[list[int]], of: Process) -> Life:
     session = np.repeat(np.arange(len(sessions)), [len(session) for session in sessions])
     time_ms = 1000 * (np.arange(len(category)) + 3600 * session)
     zeros = np.zeros(len(sessions), dtype=np.int64)
-    return Life(time_ms, of.first_item[category], category, np.zeros_like(category), session, zeros)
+    return Life(
+        time_ms, of.first_item[category], category, np.zeros_like(category), session, zeros, of.sessions_per_hour
+    )

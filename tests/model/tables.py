@@ -24,7 +24,7 @@ SIZES = Sizes(
     gap_codes=8,
     new_session_gap=5,
     session_gap_s=1800,
-    horizons_days=(1, 7),
+    horizons_days=(1, 2),
 )
 NETWORK = NetworkSpec(
     cell="lstm",

@@ -74,6 +74,8 @@ def test_targets_weigh_by_the_action_of_their_event(monkeypatch: pytest.MonkeyPa
     rows = tables.ruled_rows(100, seed=5)
     batch = {name: values[rows[c.LENGTH] == 4][:5] for name, values in rows.items()}
     batch[c.ACTION_CODE][:, :4] = c.FIRST_ID + c.ACTIONS.index("buy")
+    batch[c.AHEAD_ACTION] = np.full((5, tables.N_AHEAD), c.PAD, np.int32)
+    batch[c.AHEAD_ACTION][:2, 0] = c.FIRST_ID + c.ACTIONS.index("buy")
     weights = ActionWeights(view=0.0, click=0.0, like=0.0, cart=0.0, buy=3.0)
     sums = []
     for action_weights in (tables.TRAINING.action_weights, weights):
@@ -83,8 +85,8 @@ def test_targets_weigh_by_the_action_of_their_event(monkeypatch: pytest.MonkeyPa
         sums.append(steps.train([StreamBatch(0, 1, batch)], 1, 0.0))
     plain, weighted = sums
     assert plain.item_targets == 5 * 4
-    assert weighted.item_targets == 5 * (3 * 3.0 + 1.0)  # the one behind the row has no action here
-    assert weighted.item_loss / plain.item_loss == pytest.approx(2.5, abs=0.1)
+    assert weighted.item_targets == 5 * 3 * 3.0 + 2 * 3.0 + 3 * 1.0  # three events behind the rows lie too far ahead
+    assert weighted.item_loss / plain.item_loss == pytest.approx(54 / 20, abs=0.1)
     assert weighted.positions == plain.positions
 
 

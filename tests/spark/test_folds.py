@@ -1,6 +1,7 @@
 """Cross-validation with real sequences and real trainings: two folds of a small log, counted again by hand."""
 
 import json
+from collections.abc import Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jobs.evaluation_files import read_metrics
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, UsageError, load_settings
 from jobs.store import Store
+from jobs.train import train
 from jobs.vocabulary import build_vocabulary
 from tests.logs import SOURCE, line, write_log
 
@@ -80,6 +82,12 @@ def root(spark: SparkSession, settings: Settings, tmp_path_factory: pytest.TempP
     return root
 
 
+def train_here(ranks: int, root: str, date: date, conf: Sequence[str], assignments: Sequence[str]) -> None:
+    """A real training, without a process of its own for each fold: TensorFlow starts once."""
+    assert ranks == 1
+    train(lambda: load_settings(conf, assignments), root, date)
+
+
 @pytest.mark.timeout(280)
 def test_folds_move_back_are_taken_up_again_and_averaged(
     spark: SparkSession,
@@ -88,6 +96,7 @@ def test_folds_move_back_are_taken_up_again_and_averaged(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(job, "launch", train_here)
     result = job.cross_validate(settings, root, LAST, c.TEST, 2, lambda: spark, ((), SET))
     assert result.cutoffs == ("2024-03-08T00:00:00Z", "2024-03-06T00:00:00Z")
     for fold, cutoff in enumerate((march(8), march(6))):

@@ -16,6 +16,7 @@ from features import simulated_truth as truth
 from features.contracts import SIMULATED_TRUTH
 from features.events import CleaningSpec, RunDays, good_events, parse_events, rejected_events
 from features.simulated_dirt import category_tokens, item_tokens, user_token
+from features.simulated_future import Outlook
 from features.simulated_lives import live
 from features.simulated_process import process_of
 from features.simulation import SimulationSpec, log_lines, midnight_ms, simulated_truth
@@ -132,7 +133,9 @@ def test_lines_and_truth_do_not_depend_on_the_partitions(spark: SparkSession) ->
     one, three = (sorted(map(tuple, log_lines(spark, spec, GAP_S, LAST, n).collect())) for n in (1, 3))
     assert one == three
     assert len(one) > 500
-    left, right = (simulated_truth(spark, spec, GAP_S, LAST, CUTOFF, n).orderBy(c.USER_ID).collect() for n in (1, 3))
+    left, right = (
+        simulated_truth(spark, spec, GAP_S, LAST, CUTOFF, (1, 7), n).orderBy(c.USER_ID).collect() for n in (1, 3)
+    )
     assert left == right
     other = spec.model_copy(update={"seed": 6})
     assert one != sorted(map(tuple, log_lines(spark, other, GAP_S, LAST, 1).collect()))
@@ -140,10 +143,11 @@ def test_lines_and_truth_do_not_depend_on_the_partitions(spark: SparkSession) ->
 
 def test_truth_is_of_the_clean_process(spark: SparkSession) -> None:
     spec = simulation(**DIRTY)
-    rows = {row[c.USER_ID]: row for row in simulated_truth(spark, spec, GAP_S, LAST, CUTOFF, 2).collect()}
+    rows = {row[c.USER_ID]: row for row in simulated_truth(spark, spec, GAP_S, LAST, CUTOFF, (1, 7), 2).collect()}
     process = process_of(spec.process, GAP_S, spec.seed)
     cutoff_ms = midnight_ms(CUTOFF)
     lives = {user_token(user): live(process, spec.window(LAST), spec.seed, user) for user in range(spec.users)}
+    outlook = Outlook(process, spec.window(LAST), cutoff_ms, (1, 7))
     assert set(rows) == {name for name, life in lives.items() if len(life.before(cutoff_ms).time_ms)}
     for name, row in rows.items():
         past = lives[name].before(cutoff_ms)
@@ -158,6 +162,16 @@ def test_truth_is_of_the_clean_process(spark: SparkSession) -> None:
                 order = [(-entry[c.PROBABILITY], entry[token]) for entry in listed]
                 assert order == sorted(order)
                 assert sum(entry[c.PROBABILITY] for entry in listed) == pytest.approx(1.0, abs=1e-5)
+        for state, rate, column in (
+            (truth.belief(process, past), outlook.observed_rate(past), c.ORACLE_FUTURE),
+            (truth.certain(process, past), outlook.true_rate(past), c.LATENT_FUTURE),
+        ):
+            for future, stored in zip(outlook.futures(state, rate, past), row[column], strict=True):
+                assert (stored[c.HORIZON_DAYS], stored[c.RETURNS]) == (future.days, np.float32(future.returns))
+                listed = {entry[c.CATEGORY_ID]: entry for entry in stored[c.CATEGORIES]}
+                for field, wanted in ((c.PROBABILITY, future.interests), (c.TOUCHED, future.touched)):
+                    found = [listed[token][field] for token in category_tokens(process)]
+                    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_a_second_run_replaces_the_first_day_by_day(spark: SparkSession, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from features import columns as c
 from features.columns import CATEGORY, GAP, ITEM, MICROS, OOV
-from features.contracts import SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
+from features.contracts import SEQUENCES, SIMULATED_TRUTH, TRAINING_SEQUENCES, ContractError
 from features.sequences import ENCODED_EVENT
 from features.window_rows import Cutoffs
 from features.windows import build_partition
@@ -333,6 +333,7 @@ def write_sequences(root, protocol="global_time", splits=c.SPLITS, tamper=None, 
         "valid_cutoff": "2024-03-09T00:00:00Z",
         "test_cutoff": "2024-03-10T00:00:00Z",
         "embargo_days": 0,
+        "horizons_days": [1, 7],
     } | said
     return store.publish(TRAINING_SEQUENCES, day, staged, Lineage(inputs or {}, "config", counters))
 
@@ -356,6 +357,22 @@ def write_truth(root, as_of, users=range(N_USERS)):
             "category_id", [f"c{i // 2}" for i in following]
         )
 
+    def future(shift):
+        """A day on: the category of the item after the first one for sure, the other one perhaps."""
+        return [
+            [
+                {
+                    "horizon_days": 1,
+                    "returns": 0.8,
+                    "categories": [
+                        {"category_id": f"c{((k + 8 + shift) % 4) // 2}", "probability": 0.7, "touched": 0.9},
+                        {"category_id": f"c{1 - ((k + 8 + shift) % 4) // 2}", "probability": 0.3, "touched": 0.8},
+                    ],
+                }
+            ]
+            for k in users
+        ]
+
     latent_items, latent_categories = both(shift=0)
     oracle_items, oracle_categories = both(shift=2)
     table = {
@@ -365,9 +382,40 @@ def write_truth(root, as_of, users=range(N_USERS)):
         c.ORACLE_CATEGORIES: oracle_categories,
         c.LATENT_ITEMS: latent_items,
         c.ORACLE_ITEMS: oracle_items,
+        c.LATENT_FUTURE: future(shift=0),
+        c.ORACLE_FUTURE: future(shift=2),
     }
     pq.write_table(pa.table(table), f"{staged}/part-0.parquet")
     store.publish(SIMULATED_TRUTH, DAY, staged, Lineage({}, "config"))
+
+
+def write_scoring_rows(root, silent):
+    """`sequences_v1` of DAY: one who came on it, and silent ones, last seen two days before the cutoff."""
+    names = ["u00", *silent]
+    last = [micros(END_AT) - 1] + [micros(TEST_AT) - 2 * c.DAY_S * MICROS] * len(silent)
+    table = {name: [[3, 4, 0, 0]] * len(names) for name in c.CHANNELS} | {
+        c.USER_ID: names,
+        c.LENGTH: [2] * len(names),
+        c.NEXT_GAP: [2] * len(names),
+        c.LAST_TIME: pa.array(last, pa.timestamp("us", "UTC")),
+        c.SEEN_ITEMS: [[3, 4]] * len(names),
+    }
+    store = Store(str(root))
+    staged = store.staging(SEQUENCES.name, DAY)
+    store.fs.makedirs(staged)
+    shape = pa.schema(
+        [
+            (
+                f.name,
+                {"string": pa.string(), "int": pa.int32(), "array<int>": pa.list_(pa.int32())}.get(
+                    f.dataType.simpleString(), pa.timestamp("us", "UTC")
+                ),
+            )
+            for f in SEQUENCES.schema.fields
+        ]
+    )
+    pq.write_table(pa.table({name: table[name] for name in shape.names}, schema=shape), f"{staged}/part-0.parquet")
+    store.publish(SEQUENCES, DAY, staged, Lineage({}, "config"))
 
 
 class RightNext:
@@ -376,9 +424,16 @@ class RightNext:
     def __init__(self, data_hash):
         self.model_version = "2024-03-10-0123456789ab"
         self.bundle = SimpleNamespace(
-            vocabulary=TOKENS, data_hash=data_hash, model_version=self.model_version, check_sequences=self.check
+            vocabulary=TOKENS,
+            weights={},
+            data_hash=data_hash,
+            model_version=self.model_version,
+            check_sequences=self.check,
         )
         self.checked = None
+        self.silences = []
+        self.sizes = SimpleNamespace(horizons_days=(1, 7))
+        self.back_bins = np.array([0.0, 86_400.0, 604_800.0])
         self.step = 1
 
     def check(self, counters):
@@ -389,6 +444,14 @@ class RightNext:
         assert next_gap.shape == length.shape
         following = (channels[ITEM][np.arange(len(length)), length - 1] - 2 + self.step) % 4 + 2
         return np.eye(6, dtype=np.float32)[following], np.eye(4, dtype=np.float32)[following // 4 + 2]
+
+    def future(self, channels, length, next_gap, silence_s):
+        """Half and half, a return in the first bin with 0.9, always a view; keeps the silences it was asked with."""
+        assert channels[ITEM].shape == (len(next_gap), LENGTH)
+        self.silences += silence_s.tolist()
+        half = np.tile(np.float32([0, 0, 0.5, 0.5]), (len(length), 2, 1))
+        hazards, actions = np.tile(np.float32([0.9, 0.1]), (len(length), 1)), np.tile(np.eye(5)[0], (len(length), 1))
+        return SimpleNamespace(interests=half, touched=half, hazards=hazards, actions=actions.astype(np.float32))
 
 
 @pytest.fixture
@@ -401,7 +464,8 @@ def job(tmp_path, monkeypatch):
         bundles = {f"{tmp_path}/bundle/dt=2024-03-10": model, **run.others}
         predictor = SimpleNamespace(Predictor=SimpleNamespace(load=bundles.__getitem__))
         monkeypatch.setitem(sys.modules, "model.predict", predictor)
-        settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes))
+        whole = SimpleNamespace(anchor_events=1)  # every window is read whole
+        settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes), scoring=whole)
         return evaluate(settings, str(tmp_path), DAY, split, choice)
 
     run.root, run.model, run.others = tmp_path, model, {}
@@ -436,6 +500,54 @@ def test_the_job_writes_rows_a_summary_and_a_manifest(job):
     # Markov learns the round from training events alone.
     assert row_of(result.evaluation, "item", "hr", 1, "markov").value == 1
     assert not (job.root / "evaluation" / "_staging-2024-03-10").exists()
+
+
+def test_the_days_ahead_are_judged_over_those_who_stayed_away_too(job):
+    write_scoring_rows(job.root, silent=["u98", "u99"])
+    job.model.bundle.weights = {"horizon/bias": None}
+    result = job()
+    found = {(r.target, r.metric): r for r in result.future.rows if r.model == "model"}
+    # The period is a day: the horizon of seven days is not judged. Each of the twenty does 2 of each category in it.
+    assert {target for target, _ in found} == {
+        "interests_1d",
+        "touched_1d",
+        "return",
+        *(f"action_{x}" for x in c.ACTIONS),
+    }
+    said = found["interests_1d", "cross_entropy"]
+    assert (said.value, said.n) == (pytest.approx(np.log(2), abs=1e-6), 20)
+    assert found["touched_1d", "precision"].value == pytest.approx(20 / 22, abs=1e-6)
+    assert found["touched_1d", "precision"].n == 22
+    assert sorted(job.model.silences)[-2:] == [2 * c.DAY_S] * 2
+    assert sorted(job.model.silences)[0] == 6 * 3600
+    # The next session starts at the cutoff: the first hour of 24, given six of silence; u98 and u99 are not back.
+    rate = -np.log(0.1) / 24
+    back, gone = np.log(-np.expm1(-rate)), -np.log(1 / 0.9) * 24 / 144
+    assert found["return", "log_likelihood"].value == pytest.approx((20 * back + 2 * gone) / 22, abs=1e-5)
+    assert any("20 users with an event in the period and 2 without one" in note for note in result.notes)
+    text = format_table(result)
+    assert "Interests of the next day" in text
+    assert "When they are back" in text
+    assert text.count("What they will do") == 5
+    lines = (job.root / "evaluation" / "dt=2024-03-10" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(result.evaluation.rows) + len(result.future.rows)
+
+
+def test_the_oracle_of_the_days_ahead_stands_beside_the_model(job):
+    write_truth(job.root, TEST_AT)
+    job.model.bundle.weights = {"horizon/bias": None}
+    result = job()
+    found = {(r.target, r.metric): r.value for r in result.future.rows if r.model == "oracle"}
+    # Two events of each category: half of the shares at 0.7, half at 0.3.
+    assert found["interests_1d", "cross_entropy"] == pytest.approx(-(np.log(0.7) + np.log(0.3)) / 2, abs=1e-5)
+    assert found["touched_1d", "brier"] == pytest.approx((0.01 + 0.04) / 2, abs=1e-5)
+    assert found["return", "brier_1d"] == pytest.approx(0.04, abs=1e-5)
+
+
+def test_a_bundle_without_heads_for_the_days_ahead_is_judged_without_them(job):
+    result = job()
+    assert result.future.rows == ()
+    assert any("Days ahead are not judged" in note for note in result.notes)
 
 
 def test_running_again_writes_the_same_bytes(job):

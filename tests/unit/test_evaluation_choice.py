@@ -101,6 +101,8 @@ def test_groups_of_users_and_calibration_are_always_written(job):  # noqa: F811
     assert {(x["cohort"], x["group"], x["n"]) for x in cohorts if x["cohort"] == "history length"} == {
         ("history length", "1+ events", N_USERS)
     }
+    acted = [(x["group"], x["n"], x["value"]) for x in cohorts if x["cohort"] == "label action"]
+    assert acted == [("view", N_USERS, 1)]
     popular = [x for x in cohorts if x["cohort"] == "label popularity"]
     assert sum(x["n"] for x in popular) == N_USERS
     assert all(x["value"] == 1 and x["cutoff"] == "2024-03-10T00:00:00Z" for x in popular)

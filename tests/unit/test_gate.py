@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features import columns as c
+from jobs.gating import _Padded
 from jobs.settings import load_settings
-from model.evaluation import CATEGORY_TARGET, ITEM_TARGET, Comparison
+from model.evaluation import CATEGORY_TARGET, ITEM_TARGET, Channels, Comparison, EvaluationRows, Scores
 from model.gate import CHALLENGER, CHAMPION, Decision, OutputRecord, calibration_error, decide
-from model.metrics import Floats
+from model.metrics import Floats, Ints, Ragged
+from model.spec import Sizes
 
 SPEC = load_settings().gate.model_copy(
     update={"category_margin": 0.01, "item_margin": 0.005, "min_coverage_ratio": 0.5, "max_ece": 0.1}
@@ -109,3 +112,31 @@ def test_rows_that_say_nothing_are_counted_and_rank_last() -> None:
     assert np.isfinite(seen[0][0]).all()
     assert not seen[0][0][1].any()
     assert (seen[1][0][1] == items[3]).all()
+
+
+class SmallModel:
+    """Knows items 2 and 3 and category 2; keeps what it is given."""
+
+    sizes = Sizes(items=4, categories=3, length=3, gap_codes=5, new_session_gap=4)
+
+    def probabilities(self, channels: Channels, length: Ints, next_gap: Ints) -> Scores:
+        assert len(length) == len(next_gap)
+        self.given = channels
+        n = len(length)
+        return np.full((n, 4), 0.5, np.float32), np.full((n, 3), 1.0, np.float32)
+
+
+def test_a_model_of_fewer_ids_takes_newer_ones_for_unknown_and_scores_them_0() -> None:
+    channels = {name: np.array([[2, 3, 0], [4, 2, 6]], np.int32) for name in c.CHANNELS}
+    empty = Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
+    ints, longs = np.array([2, 3], np.int32), np.zeros(2, np.int64)
+    rows = EvaluationRows(("ann", "bob"), channels, ints, ints, longs, longs, ints, ints, empty, empty, empty)
+    model = SmallModel()
+    items, categories = _Padded(model, rows, (7, 5))(0, 2)
+    assert model.given[c.ITEM].tolist() == [[2, 3, 0], [1, 2, 1]]
+    assert model.given[c.CATEGORY].tolist() == [[2, 1, 0], [1, 2, 1]]
+    assert model.given[c.HOUR].tolist() == channels[c.HOUR].tolist()
+    assert (items.shape, categories.shape) == ((2, 7), (2, 5))
+    assert items[:, :4].min() == 0.5
+    assert not items[:, 4:].any()
+    assert not categories[:, 3:].any()

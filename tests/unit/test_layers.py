@@ -40,6 +40,7 @@ WITHOUT_TENSORFLOW = (
     "model.calibration",
     "model.cohorts",
     "model.ensemble",
+    "model.returns",
     "model.watch",
     "model.bar",
 )

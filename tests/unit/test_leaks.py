@@ -140,6 +140,9 @@ def next_hour_at_the_end(hours):
         (c.LAST_TIME, at_row("u04", six_hours_earlier), "user u04: the last event of the window is of hour"),
         (c.LENGTH, at_row("u05", lambda length: length - 1), "user u05: column item holds"),
         (c.NEXT_GAP, at_row("u02", lambda code: code - 1), "user u02: next_gap is not the time"),
+        (c.LABEL_TIMES, at_row("u09", lambda times: [six_hours_earlier(times[0]), *times[1:]]), "user u09: the first"),
+        (c.AGE, at_row("u10", lambda ages: [*ages[:-1], -3600]), "user u10: the event at place 3 of 4"),
+        (c.AGE, at_row("u11", lambda ages: [ages[1], *ages[1:]]), "user u11: the event at place 0 of 4"),
         (c.LABEL_ITEMS, at_row("u06", lambda items: items[1:]), "user u06: next_item is"),
         (
             c.LABEL_CATEGORIES,
