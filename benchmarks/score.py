@@ -2,7 +2,8 @@
 
 Users have histories of log-normal length (median 18, a fifth beyond 50 events); the model has random weights. In a
 night a share of the users has a few more events. Scores from carried states are compared with those of everyone anew
-before any time counts. The JVM, the Python workers and the model in them are started before.
+before any time counts. The JVM is started before; a job that comes more than a minute after the last one starts its
+Python workers and loads the model anew, and that counts.
 """
 
 import argparse
