@@ -87,7 +87,8 @@ class Night:
             raise
         finally:
             seconds = round(time.monotonic() - started, 1)
-            self.metrics |= {"outcome": outcome, "started": began, "seconds": seconds, "steps": self.steps.summary()}
+            self.metrics.setdefault("outcome", outcome)
+            self.metrics |= {"started": began, "seconds": seconds, "steps": self.steps.summary()}
             self.steps.write(METRICS, self.metrics)
 
     def _steps(self) -> None:
@@ -116,11 +117,14 @@ class Night:
             return
         self._publish(ends(PUBLISH))
         if decision and not self._takes_over(decision):
+            self.metrics["outcome"] = "done, without the new model"
+            published = self.metrics["published"]
             raise ContractError(
                 f"Model {decision.challenger}, trained for {self.date}, did not pass the gate: {decision.why}. The "
-                f"scores of {self.date} are by {self._champion_words()}, which stays in use, and are published. Look "
-                f"at evaluation/dt={self.date}; where the new model is right as it is, run the night again with "
-                f"--accept {GATE}. Thresholds: gate in the configuration."
+                f"scores of {self.date} are by {self._champion_words()}, which stays in use; published "
+                f"is {published and published['path']}. Look at evaluation/dt={self.date}; "
+                f"where the new model is right as it is, run the night again with --accept {GATE}. Thresholds: gate in "
+                "the configuration."
             )
 
     def _sessionize(self) -> None:
