@@ -393,7 +393,7 @@ def write_scoring_rows(root, silent):
     """`sequences_v1` of DAY: one who came on it, and silent ones, last seen two days before the cutoff."""
     names = ["u00", *silent]
     last = [micros(END_AT) - 1] + [micros(TEST_AT) - 2 * c.DAY_S * MICROS] * len(silent)
-    table = {name: [[3, 4, 0, 0]] * len(names) for name in c.CHANNELS} | {
+    table = {name: [[2, 3, 0, 0]] * len(names) for name in c.CHANNELS} | {
         c.USER_ID: names,
         c.LENGTH: [2] * len(names),
         c.NEXT_GAP: [2] * len(names),
