@@ -73,9 +73,10 @@ def score(
 
     layers = layers_of(store, date)
     run = Run(as_of(date), model_version, _session_gap_s(sequences))
-    rows, is_everyone = read_sequences(spark, store, date), True
     if carry is not None and carry.lies_below(layers):
-        rows, is_everyone = rows_since(spark, store, layers, carry.scores.dt, run.session_gap_s), False
+        rows, is_everyone = rows_since(spark, store, layers, carry.day, run.session_gap_s), False
+    else:
+        rows, is_everyone = read_sequences(spark, store, date), True
     folders = {contract: store.staging(contract.name, date) for contract in (SCORES, USER_STATES)}
     for folder in folders.values():
         store.fs.makedirs(folder, exist_ok=True)
