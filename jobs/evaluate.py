@@ -30,7 +30,18 @@ from model.ensemble import ENSEMBLES, RANKS
 from model.evaluation import MetricRow, Ranker, ScoreBlock, SplitProtocol, evaluate_rankings, scores_of
 
 TABLES = {c.TEST: "evaluation", c.VALID: "evaluation_valid"}
-_WINDOW_COLUMNS = (c.USER_ID, c.WINDOW, c.LENGTH, c.ITEM, c.CATEGORY, c.GAP, c.NEXT_GAP, c.LAST_TIME)
+_WINDOW_COLUMNS = (
+    c.USER_ID,
+    c.WINDOW,
+    c.LENGTH,
+    c.ITEM,
+    c.CATEGORY,
+    c.ACTION_CODE,
+    c.GAP,
+    c.AGE,
+    c.NEXT_GAP,
+    c.LAST_TIME,
+)
 _LABEL_COLUMNS = (c.NEXT_ITEM, c.NEXT_CATEGORY, c.NEXT_TIME)
 
 
