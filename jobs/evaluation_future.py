@@ -1,7 +1,7 @@
 """The days ahead as part of an evaluation: what is judged of them, beside which baselines, where it can be."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from features import columns as c
 from jobs.cli import say
@@ -13,7 +13,6 @@ from model.baselines import TrainEvents, Windows
 from model.evaluation import Evaluation, EvaluationRows, EvaluationSpec, Ranker, SplitProtocol
 from model.future_baselines import fit_future_baselines
 from model.future_evaluation import FutureSource, evaluate_futures
-from model.spec import HEADS
 
 _DAY_US = c.DAY_S * c.MICROS
 
@@ -33,17 +32,16 @@ def evaluate_future(
     nothing = Evaluation((), (), {})
     if protocol.cutoff is None or protocol.embargo_days:
         return nothing, ("Days ahead are not judged: they need labels from one cutoff on, without embargo.",)
-    bundle: Any = getattr(ranker, "bundle", None)
-    if bundle is None:
+    predictor: Any = ranker
+    if not hasattr(predictor, "future"):
         return nothing, ("Days ahead are not judged: of several bundles as one only the next event is.",)
-    has_heads = any(f"{head}/bias" in bundle.weights for head in HEADS)
     cutoff_us, counters = micros(protocol.cutoff), manifest.counters
     period_days = (period_end_us(counters, protocol) - cutoff_us) // _DAY_US
     horizons = tuple(int(days) for days in counters["horizons_days"] if days <= period_days)
-    if not has_heads or not horizons:
+    if not predictor.heads or not horizons:
         return nothing, ("Days ahead are not judged: no head for them, or no horizon within the label period.",)
     ahead, note = future_rows(store, rows, protocol, manifest)
-    vocabulary = bundle.vocabulary[c.KIND_CATEGORY]
+    vocabulary = predictor.bundle.vocabulary[c.KIND_CATEGORY]
     sources: dict[str, FutureSource] = fit_future_baselines(
         windows,
         events,
@@ -54,7 +52,7 @@ def evaluate_future(
         counters["new_session_gap"],
         micros(str(protocol.train_before)),
     )
-    sources[MODEL] = model_futures(cast(Any, ranker), ahead, horizons)
+    sources[MODEL] = model_futures(predictor, ahead, horizons)
     sources |= true_futures(store, ahead, protocol, vocabulary, horizons)
     say(f"evaluate: the next {horizons[-1]} days of {len(ahead.user_id):,} users, {len(sources)} sources")
     return evaluate_futures(ahead, protocol, sources, horizons, len(vocabulary), spec, MODEL), (note,)

@@ -172,6 +172,11 @@ class Predictor:
         return Top(item_ids, item_p, category_ids, category_p)
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of the heads for the time ahead that the bundle has."""
+        return tuple(self._network.heads.names)
+
+    @property
     def back_bins(self) -> NDArray[np.float64]:
         """Edges of the hazards' bins, [K + 1] seconds from the last event, from 0 up: as model.returns takes them."""
         edges: NDArray[np.float64] = self._network.heads.edges_s
