@@ -47,6 +47,18 @@ LOGS: dict[str, tuple[list[str], list[tuple[str, ...]], list[str]]] = {
         ],
         ["unknown_action"],
     ),
+    "movielens-100k-recbole": (
+        [
+            "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+            "196\t242\t3\t881250949",
+            "186\t302\t5\t891717742",
+        ],
+        [
+            ("196", "242", "242", "view", "1997-12-04 15:55:49"),
+            ("186", "302", "302", "like", "1998-04-04 19:22:22"),
+        ],
+        [],
+    ),
     "taobao": (
         [
             "1,10,7,pv,1511658000",
@@ -196,6 +208,11 @@ CATEGORY_FILES: dict[str, tuple[str, dict[str, str]]] = {
         "9|unknown||||1|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
         "3|None|01-Jan-1995||http://x|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n",
         {"1": "Animation", "9": "unknown"},
+    ),
+    "movielens-100k-recbole": (
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "1\tToy Story\t1995\tAnimation Children's Comedy\n2\tGoldenEye\t1995\tAction Adventure Thriller\n",
+        {"1": "Animation Children's Comedy", "2": "Action Adventure Thriller"},
     ),
     "retailrocket": (
         "timestamp,itemid,property,value\n1435460400000,1,categoryid,20\n999460400000,1,categoryid,30\n"

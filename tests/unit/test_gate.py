@@ -132,7 +132,9 @@ def test_a_model_of_fewer_ids_takes_newer_ones_for_unknown_and_scores_them_0() -
     channels = {name: np.array([[2, 3, 0], [4, 2, 6]], np.int32) for name in c.CHANNELS}
     empty = Ragged(np.zeros(0, np.int32), np.zeros(3, np.int64))
     ints, longs = np.array([2, 3], np.int32), np.zeros(2, np.int64)
-    rows = EvaluationRows(("ann", "bob"), channels, ints, ints, longs, longs, ints, ints, empty, empty, empty)
+    rows = EvaluationRows(
+        ("ann", "bob"), channels, ints, ints, longs, longs, ints, ints, empty, empty, empty, empty, empty
+    )
     model = SmallModel()
     items, categories = _Padded(model, rows, (7, 5))(0, 2)
     assert model.given[c.ITEM].tolist() == [[2, 3, 0], [1, 2, 1]]
