@@ -21,11 +21,11 @@ FLAGS ?=
 TESTS ?= tests
 export GPU PYTHON
 
-.PHONY: help setup doctor demo run nightly test soak test-unit lint format golden docs clean clean-all
+.PHONY: help setup doctor demo run nightly package cluster-up cluster-down test report-test test-cluster soak test-unit lint format golden docs clean clean-all
 
 help: ## List the targets
 	@echo "Targets (make TARGET):"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Make .venv complete: pinned packages, Horovod, this project; GPU=1 for NVIDIA GPUs, PYTHON=… for another 3.11
 	@setup/setup.sh
@@ -34,7 +34,7 @@ doctor: setup ## Check the installed environment piece by piece; each line ok or
 	@$(py) -m jobs.doctor
 
 demo: setup ## The whole path on a simulated log: raw log to scores and report, below out/demo
-	@$(py) -m jobs.run --demo --root out/demo
+	@.venv/bin/interest demo
 
 run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional CATEGORIES=, DATE=YYYY-MM-DD, CONF=file.yaml, RANKS=n
 	@lacks=(); \
@@ -61,8 +61,32 @@ nightly: ## One night on a root: SOURCE=, INPUT= ({date} = the day), OUT=, DATE=
 	@$(py) -m jobs.nightly --source "$(SOURCE)" --input "$(INPUT)" --root "$(OUT)" --date "$(DATE)" \
 	  $(if $(CATEGORIES),--categories "$(CATEGORIES)") $(if $(CONF),--conf "$(CONF)") $(FLAGS)
 
+package: setup ## dist/: the project as a zip, Python and packages as an archive, scripts and configuration; for a cluster
+	@$(py) -m deploy.package
+
+cluster-up: setup ## A Spark cluster of two workers on this machine; FLAGS='--workers 3 --cores 2 --memory-mib 4096'
+	@$(py) -m deploy.cluster up $(FLAGS)
+
+cluster-down: setup ## End that cluster with everything it started
+	@$(py) -m deploy.cluster down
+
 test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
 	@$(py) -m pytest $(TESTS)
+
+report-test: setup ## The report in headless Chromium (installed by apt where we are root); screenshots in out/report-test
+	@if [ ! -x /usr/bin/chromium ]; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "report-test: installing Debian's package chromium"; \
+	    apt-get update -qq >/dev/null; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	  else \
+	    echo "error: report-test needs /usr/bin/chromium: sudo apt-get update && sudo apt-get install -y chromium" >&2; exit 2; \
+	  fi; \
+	fi
+	@$(py) -m pytest -s tests/browser
+
+test-cluster: package ## The jobs on a Spark cluster of their own by spark-submit, and failures on purpose; not part of make test
+	@$(py) -m pytest tests/cluster
 
 soak: setup ## The long form of the tests that kill processes at random (half an hour); INTEREST_KILL_SEED=n for a seed
 	@$(py) -m pytest -m soak tests
@@ -84,8 +108,10 @@ format: setup ## Let ruff correct what it can and format everything
 golden: setup ## Rewrite the golden files from what the code says now; read the diff before you commit it
 	@$(py) -m pytest --update-golden -k golden $(TESTS)
 
-docs: setup ## Write docs/contracts.md from the schemas
+docs: setup ## Write docs/contracts.md from the schemas, and the Python interface as pages below out/docs
 	@$(py) -m jobs.contracts
+	@$(py) -W error -m pdoc --docformat google --output-directory out/docs jobs.api
+	@echo "The Python interface: out/docs/index.html"
 
 clean: ## Remove results below out/ and what tools left behind; .venv and the wheel cache stay
 	@rm -rf out build spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -7,12 +7,12 @@ anything; what it chose is printed.
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from statistics import fmean, stdev
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyspark.sql import SparkSession
 
@@ -24,6 +24,7 @@ from jobs import vocabulary as counting
 from jobs.evaluate import evaluate
 from jobs.evaluation_inputs import ORACLE, TRUTHS
 from jobs.evaluation_table import MODEL, EvaluationResult, headline
+from jobs.future_table import future_headline
 from jobs.inputs import load_source, log_span
 from jobs.run import DEMO_DATE, DEMO_SOURCE
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
@@ -177,7 +178,7 @@ def _text(case: Case, runs: Sequence[_Run]) -> str:
     """The table for people."""
     split = runs[0].result.split
     how = "leave one out" if split.protocol == c.LEAVE_ONE_OUT else f"global time, the test from {split.cutoff} on"
-    seen = runs[0].result.evaluation.rows[0].seen_items
+    seen = next(row.seen_items for row in runs[0].result.evaluation.rows if row.target == ITEM_TARGET)
     lines = [f"{case.name}: {how}, every item ranked, seen items: {seen}; n = {split.n_users:,} users."]
     lines += [f"Mean ± standard deviation of {len(runs)} seeds ({', '.join(str(run.seed) for run in runs)}).", ""]
     for target in (ITEM_TARGET, CATEGORY_TARGET):
@@ -185,11 +186,15 @@ def _text(case: Case, runs: Sequence[_Run]) -> str:
         lines.append(f"{f'next {target}':26} {f'HR@{_K}':>16} {f'NDCG@{_K}':>16}")
         if target == ITEM_TARGET:
             lines += [f"{row.model:26} {row.hr:16.4f} {row.ndcg:16.4f}  {row.where}" for row in case.published]
-        for name in sorted(names, key=[*(set(names) - {MODEL, *TRUTHS}), MODEL, *TRUTHS].index):
+        baselines = [name for name in names if name not in (MODEL, *TRUTHS)]
+        for name in [*baselines, MODEL, *(truth for truth in TRUTHS if truth in names)]:
             over = runs if name == MODEL else runs[:1]  # the others know no seed
             hr, ndcg = (_spread([run.value(target, metric, name) for run in over]) for metric in (HR, NDCG))
             lines.append(f"{name:26} {hr:>16} {ndcg:>16}")
-        lines += [_difference(run, target) for run in runs] + [""]
+        lines += (
+            [_difference(run, target) for run in runs] + _mean_share([headline(r.result, target) for r in runs]) + [""]
+        )
+    lines += _days_ahead(runs)
     seconds = [run.seconds for run in runs]
     lines.append(f"Training, start of ranks and validation included: {_spread(seconds)} s.")
     return "\n".join(lines)
@@ -203,6 +208,31 @@ def _difference(run: _Run, target: str) -> str:
     )
     share = said.get("share_of_gap")
     return text if share is None else f"{text}; share of the way from there to the {ORACLE}: {share:.0%}"
+
+
+def _days_ahead(runs: Sequence[_Run]) -> list[str]:
+    """Each question of the days ahead by its main metric: the model, the best baseline and, where known, the oracle."""
+    targets = dict.fromkeys(row.target for row in runs[0].result.future.rows)
+    lines: list[str] = []
+    for target in targets:
+        found = [future_headline(run.result.future, target, MODEL) for run in runs]
+        said = [each for each in found if each is not None]
+        if len(said) < len(runs):
+            continue
+        lines.append(f"{target}, {said[0]['metric']}: model {_spread([float(str(each['model'])) for each in said])}")
+        lines += [
+            f"seed {run.seed}: model − {each['best_baseline']}: {each['difference']:+.4f} "
+            f"[{each['low']:+.4f}, {each['high']:+.4f}]"
+            for run, each in zip(runs, said, strict=True)
+        ]
+        lines += [*_mean_share(said), ""]
+    return lines
+
+
+def _mean_share(said: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far the seeds come on the way from the best baseline to the oracle; nothing where there is none."""
+    shares = [each["share_of_gap"] for each in said if each.get("share_of_gap") is not None]
+    return [f"share of the way to the {ORACLE}: {_spread(shares)}"] if len(shares) == len(said) else []
 
 
 def _rows(data: str, case: Case, runs: Sequence[_Run]) -> list[Row]:

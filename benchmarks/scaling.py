@@ -30,18 +30,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--length", type=int, default=50, help="events of a row (default: 50)")
     parser.add_argument("--steps", type=int, default=12, help="steps timed in each run (default: 12)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
+    parser.add_argument("--pin", action="store_true", help="with training.pin_ranks: each of the two on its own core")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
     rows = []
     for items, n_rows in product(arguments.items, arguments.rows):
-        case = Case(n_rows, arguments.length, items=items, threads=1, steps=arguments.steps)
+        case = Case(n_rows, arguments.length, items=items, threads=1, steps=arguments.steps, pin_ranks=arguments.pin)
         one, two, peak = [], [], 0.0
         for _ in range(arguments.runs):
             one.append(timed("ours", case)["events_s"])
             ranks = _two_ranks(case)
             two.append(min(rank["events_s"] for rank in ranks))
             peak = max(peak, *(rank["peak_rss_mib"] for rank in ranks))
-        name = f"{items:,} items, B = {n_rows}"
+        name = f"{items:,} items, B = {n_rows}{', pinned' if arguments.pin else ''}"
         rows.append(
             Row("scaling", name, "events_s", "1/s", median(two), median(one), "one rank", "higher", len(one), peak)
         )

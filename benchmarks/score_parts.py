@@ -37,7 +37,7 @@ def main(bundle: str, sequences: str, threads: int, n_users: int) -> dict[str, f
     def scored(channels: dict[str, np.ndarray], lengths: np.ndarray, next_gap: np.ndarray) -> None:
         state = np.zeros((len(lengths), predictor.state_floats), np.float32)
         state = predictor.advance(channels, lengths, state)
-        predictor.top_of(state, next_gap, spec.top_k_items, spec.interest_depth)
+        predictor.top_of(state, next_gap, channels, lengths, spec.top_k_items, spec.interest_depth)
 
     seconds, left = 0.0, n_users
     batch = None
@@ -70,7 +70,8 @@ def main(bundle: str, sequences: str, threads: int, n_users: int) -> dict[str, f
     state = predictor.advance(batch[0], batch[1], zeros)
     advance_s = _timed(lambda: predictor.advance(batch[0], batch[1], zeros))
     plain_s = _timed(lambda: normalisers(state, batch[2]))
-    top_s = _timed(lambda: predictor.top_of(state, batch[2], spec.top_k_items, spec.interest_depth))
+    k = spec.top_k_items, spec.interest_depth
+    top_s = _timed(lambda: predictor.top_of(state, batch[2], *batch[:2], *k))
     return {
         "seconds": seconds,
         "forward_s": advance_s + plain_s,

@@ -25,7 +25,8 @@ from features import columns as c
 from model.spec import Sizes
 
 _BASE = Path(__file__).resolve().parent.parent / "conf" / "base.yaml"
-_CATEGORIES, _ACTIONS, _GAP_CODES = 502, c.N_ACTION_CODES, 14
+_GAP_EDGES_S = (1, 10, 60, 300, 1800, 7200, 21_600, 86_400, 259_200, 604_800, 2_592_000)  # as in conf/base.yaml
+_CATEGORIES, _ACTIONS, _GAP_CODES = 502, c.N_ACTION_CODES, c.FIRST_GAP + len(_GAP_EDGES_S) + 1
 _N_BATCHES = 8
 _MIB = 1 << 20
 
@@ -44,11 +45,12 @@ class Case:
     sparse_min_items: int | None = None
     threads: int = 2
     steps: int = 15
+    pin_ranks: bool = False
 
     def network(self) -> dict[str, Any]:
         """Section network of the configuration, at these sizes."""
         changes = {name: getattr(self, name) for name in ("full_softmax_max_items", "sparse_min_items")}
-        sizes = {"item_dim": self.item_dim, "units": self.units}
+        sizes = {"item_dim": self.item_dim, "units": self.units, "repeat": False}  # the peer has no such scores
         given = {name: value for name, value in changes.items() if value is not None}
         return {**_configuration("network"), **sizes, **given}
 
@@ -61,6 +63,7 @@ class Case:
             gap_codes=_GAP_CODES,
             new_session_gap=7,
             session_gap_s=1800,
+            gap_edges_s=_GAP_EDGES_S,
             horizons_days=(1, 7, 30),
         )
 
@@ -179,7 +182,12 @@ def ours(case: Case) -> dict[str, float]:
 
     use_threads(case.threads)
     training = TrainingSpec.model_validate(
-        {**_configuration("training"), "batch_rows": case.rows, "negatives": case.negatives}
+        {
+            **_configuration("training"),
+            "batch_rows": case.rows,
+            "negatives": case.negatives,
+            "pin_ranks": case.pin_ranks,
+        }
     )
     workers = connect_workers(training)
     network = NetworkSpec.model_validate(case.network())

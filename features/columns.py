@@ -73,9 +73,25 @@ INTERESTS = "interests"
 ITEMS = "items"
 PROBABILITY = "probability"
 PAST_SHARE = "past_share"
+MOVE = "move"
 TREND = "trend"
+DAYS_AHEAD = "ahead"
+DAYS = "days"
+SHARE = "share"
+TOUCHED = "touched"
+DRIFT = "drift"
+BACK = "back"
+HOURS = "hours"
+BEST_HOURS = "best_hours"
+NEXT_ACTIONS = "actions"
+CONTACTS_PER_WEEK = "contacts_per_week"
+
+# Views of the scores
+RANK = "rank"
+SCORE = "score"
 
 # User states
+PAST_CATEGORIES = "past_categories"
 EVENTS_HASH = "events_hash"
 ROW_HASH = "row_hash"
 STATE = "state"
@@ -90,7 +106,6 @@ ORACLE_FUTURE = "oracle_future"
 HORIZON_DAYS = "horizon_days"
 RETURNS = "returns"
 CATEGORIES = "categories"
-TOUCHED = "touched"
 
 # Partition column of every table: the UTC day of the run, YYYY-MM-DD.
 DT = "dt"

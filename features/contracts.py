@@ -201,8 +201,8 @@ _CHANNEL_FIELDS = [
     _column(
         c.NEXT_GAP,
         _INT,
-        "bucket of the time to the next event (train), or from the last event to the cutoff; held-out rows of "
-        "leave_one_out: unknown",
+        "bucket of the time to the next event (train; unknown where none is known), or from the last event to the "
+        "cutoff; held-out rows of leave_one_out: unknown",
     ),
     _column(c.LAST_TIME, _TIME, "time of the last event in the channels, UTC"),
     _column(c.SEEN_ITEMS, _INTS, "distinct item ids of the user's whole kept history before the cutoff, rising"),
@@ -228,9 +228,13 @@ TRAINING_SEQUENCES = Contract(
             _column(c.USER_ID, _STRING, "whose window"),
             _column(c.WINDOW, _INT, "0 is the latest window, 1 the one before it, …"),
             *_CHANNEL_FIELDS,
-            _column(c.NEXT_ITEM, _INT, "item id of the event after the window"),
+            _column(
+                c.NEXT_ITEM,
+                _INT,
+                "item id of the event after the window; 0 where a train window ends with what is known",
+            ),
             _column(c.NEXT_CATEGORY, _INT, "its category id"),
-            _column(c.NEXT_TIME, _TIME, "its time, UTC"),
+            _column(c.NEXT_TIME, _TIME, "its time, UTC; without one last_time"),
             _column(c.LABEL_ITEMS, _INTS, "item ids of every event in the label period, in order"),
             _column(c.LABEL_CATEGORIES, _INTS, "their category ids"),
             _column(c.LABEL_ACTIONS, _INTS, "their action codes"),
@@ -253,9 +257,33 @@ TRAINING_SEQUENCES = Contract(
     ),
 )
 
+_INTEREST_AHEAD = T.ArrayType(
+    T.StructType(
+        [
+            _column(c.DAYS, _INT, "days after the cutoff that it speaks of"),
+            _column(
+                c.SHARE,
+                _FLOAT,
+                "expected share of the user's events within these days, 0..1; null where the model has no head for it",
+                nullable=True,
+            ),
+            _column(
+                c.TOUCHED,
+                _FLOAT,
+                "probability of at least one event in it within these days, 0..1; null where the model has no head for "
+                "it",
+                nullable=True,
+            ),
+        ]
+    ),
+    containsNull=False,
+)
+
 SCORES = Contract(
     "scores_v1",
-    "One user's future interests as of the cutoff.",
+    "One user's future interests as of the cutoff. What speaks of the days ahead is asked after the user's silence, "
+    "the time from the last event to the cutoff. It is empty or null in rows whose provenance is not the model, and "
+    "where the model was trained without the head that answers it.",
     (c.USER_ID,),
     T.StructType(
         [
@@ -271,7 +299,14 @@ SCORES = Contract(
                             _column(c.CATEGORY_ID, _STRING, "the interest"),
                             _column(c.PROBABILITY, _FLOAT, "probability that the next event falls in it, 0..1"),
                             _column(c.PAST_SHARE, _FLOAT, "its share of the user's past events, smoothed, 0..1"),
+                            _column(c.MOVE, _FLOAT, "probability - past_share, -1..1"),
                             _column(c.TREND, _STRING, "new, rising, steady or fading against that share"),
+                            _column(
+                                c.DAYS_AHEAD,
+                                _INTEREST_AHEAD,
+                                "the days ahead: one entry for each horizon of the model (sequences.horizons_days when "
+                                "it was trained), days rising; empty where it has none",
+                            ),
                         ]
                     ),
                     containsNull=False,
@@ -291,6 +326,101 @@ SCORES = Contract(
                 ),
                 "the K likeliest items, falling by probability",
             ),
+            _column(
+                c.DRIFT,
+                _FLOAT,
+                "how far the days ahead lie from the past: Jensen-Shannon distance, 0 (the same) to 1 (nothing in "
+                "common), between the smoothed past shares of all categories and their expected shares of the days "
+                "ahead (scoring.drift_days); null where the model tells no such shares",
+                nullable=True,
+            ),
+            _column(
+                c.BACK,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.HOURS, _INT, "hours after the cutoff"),
+                            _column(
+                                c.PROBABILITY,
+                                _FLOAT,
+                                "probability that the next session starts within them, the silence so far given, 0..1",
+                            ),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "return: one entry for each of the model's back_hours, rising; empty where it has no head for it",
+            ),
+            _column(
+                c.BEST_HOURS,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.HOUR, _INT, "hour of the week, UTC: 0 = Monday 00:00, 167 = Sunday 23:00"),
+                            _column(c.PROBABILITY, _FLOAT, "probability that the next session starts in it, 0..1"),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "the scoring.best_hours likeliest hours of the next session, falling by probability, as told when the "
+                "user's silence reached its present bin (docs/adr/0012); empty where the model has no head for it",
+            ),
+            _column(
+                c.NEXT_ACTIONS,
+                T.ArrayType(
+                    T.StructType(
+                        [
+                            _column(c.ACTION, _STRING, "view, click, like, cart or buy"),
+                            _column(c.PROBABILITY, _FLOAT, "probability that the next session holds it, 0..1"),
+                        ]
+                    ),
+                    containsNull=False,
+                ),
+                "what the next session holds: every action, weakest first; empty where the model has no head for it",
+            ),
+            _column(
+                c.CONTACTS_PER_WEEK,
+                _FLOAT,
+                "messages or ads a week that are worth it: expected returns a week × worth of a session, up to "
+                "scoring.contacts.most_per_week (features/contacts.py); null where back or actions is empty",
+                nullable=True,
+            ),
+        ]
+    ),
+)
+
+SCORES_EXPLODED = Contract(
+    "scores_exploded_v1",
+    "One item of one user's scores_v1 of the day, for readers who want flat rows. Written where feeds.exploded is on.",
+    (c.USER_ID, c.RANK),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "for whom"),
+            _column(c.RANK, _INT, "place in the user's list, from 1"),
+            _column(c.ITEM_ID, _STRING, "the item"),
+            _column(c.SCORE, _FLOAT, "probability of being the next item, 0..1"),
+        ]
+    ),
+)
+
+DRIFT = Contract(
+    "drift_v1",
+    "One of the users whose interests move most: the feeds.drift_users of scores_v1 of the day with the greatest "
+    "drift. Rows without drift are left out.",
+    (c.USER_ID,),
+    T.StructType(
+        [
+            _column(c.USER_ID, _STRING, "who moves"),
+            _column(c.AS_OF, _TIME, "the cutoff, UTC"),
+            _column(c.MODEL_VERSION, _STRING, "the bundle that scored the row"),
+            _column(c.RANK, _INT, "place by falling drift, ties by user_id, from 1"),
+            _column(c.DRIFT, _FLOAT, "drift of the row of scores_v1, 0..1"),
+            _column(
+                c.CATEGORY_ID, _STRING, "the listed interest that moves most, up or down; null where none is", True
+            ),
+            _column(c.PROBABILITY, _FLOAT, "its probability for the next event", nullable=True),
+            _column(c.PAST_SHARE, _FLOAT, "its share of the past", nullable=True),
+            _column(c.TREND, _STRING, "its trend", nullable=True),
         ]
     ),
 )
@@ -307,12 +437,19 @@ USER_STATES = Contract(
             _column(c.MODEL_VERSION, _STRING, "the bundle that made it; no other one can use it"),
             _column(c.LAST_TIME, _TIME, "time of the last event read, UTC"),
             _column(c.N_EVENTS, _INT, "events read since the start of the context"),
+            _column(
+                c.PAST_CATEGORIES,
+                _INTS,
+                "known category of each event of the row of sequences_v1, rising: what drift compares the days ahead "
+                "with as the silence grows",
+            ),
             _column(c.EVENTS_HASH, _LONG, "hash of these events as the model saw them, in order"),
             _column(c.ROW_HASH, _LONG, "hash of everything in the row of sequences_v1 that scores depend on"),
             _column(
                 c.STATE,
                 T.BinaryType(),
-                "little-endian float32: h and c of each layer, first layer first, or what else its cell carries",
+                "little-endian float32: h and c of each layer, first layer first, or what else its cell carries; then, "
+                "where the model reads them, the sums of silences",
             ),
         ]
     ),
@@ -387,6 +524,8 @@ CONTRACTS = (
     SEQUENCES,
     TRAINING_SEQUENCES,
     SCORES,
+    SCORES_EXPLODED,
+    DRIFT,
     USER_STATES,
     SIMULATED_TRUTH,
 )

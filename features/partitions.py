@@ -5,6 +5,8 @@ from math import ceil, lcm
 
 from features.contracts import ContractError
 
+EVENT_GROWTH = 4  # an encoded event in memory against its compressed bytes in sessions_v1
+
 _MIB = 1 << 20
 _FEWEST_BUCKETS = 16
 _ROOM_TO_GROW = 4  # a log grows, its buckets are not dealt anew

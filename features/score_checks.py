@@ -20,8 +20,8 @@ def sample_of(rows: DataFrame, share: float) -> DataFrame:
 def degenerate_count(scores: DataFrame) -> DataFrame:
     """One row: rows, and degenerate ones of them. scores: `scores_v1`.
 
-    A row is degenerate that lists nothing, a probability that is no number or outside 0..1, or several interests (of a
-    user whom the model knows) that are all equally likely.
+    A row is degenerate that lists nothing, a probability (of the days ahead, too) or drift that is no number or outside
+    0..1, or several interests (of a user whom the model knows) that are all equally likely.
     """
     interests, items = F.col(c.INTERESTS), F.col(c.ITEMS)
     probabilities = F.transform(interests, lambda interest: interest[c.PROBABILITY])
@@ -32,7 +32,10 @@ def degenerate_count(scores: DataFrame) -> DataFrame:
         | F.exists(interests, lambda interest: _no_probability(interest[c.PROBABILITY]))
         | F.exists(items, lambda item: _no_probability(item[c.PROBABILITY]))
         | ((F.col(c.PROVENANCE) == FROM_MODEL) & constant)
+        | (F.col(c.DRIFT).isNotNull() & _no_probability(F.col(c.DRIFT)))
     )
+    for name in (c.BACK, c.BEST_HOURS, c.NEXT_ACTIONS):
+        bad |= F.exists(name, lambda entry: _no_probability(entry[c.PROBABILITY]))
     return scores.agg(F.count(F.lit(1)).alias("rows"), F.count(F.when(bad, 1)).alias("degenerate"))
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SCORES, SEQUENCES, ContractError
+from features.outlook_columns import OutlookModel, OutlookSpec, nothing_ahead
 from features.trends import FADING, TRENDS, past_shares, trend_codes
 
 # Provenance of a row
@@ -40,7 +41,7 @@ Probabilities = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
-class ScoringSpec(BaseModel):
+class ScoringSpec(OutlookSpec):
     """What a row of scores_v1 holds. Units and reasons are in conf/base.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +51,6 @@ class ScoringSpec(BaseModel):
     fading_interests: int = Field(ge=0)
     interest_depth: int = Field(ge=1)
     seen_items: Literal["keep", "remove"]
-    past_smoothing_events: float = Field(gt=0)
     new_probability_floor: float = Field(ge=0, le=1)
     rising_ratio: float = Field(gt=1)
     fading_ratio: float = Field(gt=0, lt=1)
@@ -92,6 +92,7 @@ class Scorer(Protocol):
 
     `is_recurrent`: a state may be advanced by new events alone; otherwise only by a whole context, from zeros.
     `new_session_gap`: from this gap code on, next_gap says that the session has ended; nothing else of it counts.
+    `outlook`: what answers for the days ahead; None where the model was trained without.
     """
 
     length: int
@@ -100,6 +101,7 @@ class Scorer(Protocol):
     new_session_gap: int
     items: Names
     categories: Names
+    outlook: OutlookModel | None
 
     def advance(self, channels: dict[str, Ids], length: Ids, state: Floats) -> Floats:
         """States of B users after further events, zeros being the state before a first one.
@@ -109,12 +111,19 @@ class Scorer(Protocol):
         ...
 
     def top_of(
-        self, state: Floats, next_gap: Ids, k_items: int, k_categories: int
+        self,
+        state: Floats,
+        next_gap: Ids,
+        channels: dict[str, Ids],
+        length: Ids,
+        k_items: int,
+        k_categories: int,
     ) -> tuple[Ids, Probabilities, Ids, Probabilities]:
         """Likeliest items and categories in B states.
 
-        state: [B, Z]; next_gap: [B] → item ids [B, k_items], their probabilities, category ids [B, k_categories], their
-        probabilities; each row falling by probability, ties by smaller id.
+        state: [B, Z]; next_gap: [B]; channels: [B, L] and length: [B], the events behind them, for a model that
+        scores what a row holds apart → item ids [B, k_items], their probabilities, category ids
+        [B, k_categories], their probabilities; each row falling by probability, ties by smaller id.
         """
         ...
 
@@ -122,7 +131,7 @@ class Scorer(Protocol):
 def score_rows(histories: "Histories", states: Floats, scorer: Scorer, spec: ScoringSpec) -> Iterator[pa.RecordBatch]:
     """What scores_v1 says of users in their states, in pieces of at most `batch_rows` rows and another order.
 
-    states: [B, Z] after the last event of each history.
+    states: [B, Z] after the last event of each history. What it says of the days ahead is left empty here.
 
     Interests: the `top_k_interests` likeliest categories, and after them up to `fading_interests` further ones that
     fade, those with the largest past share first, looked for among the `interest_depth` likeliest; an interest that
@@ -207,7 +216,9 @@ def _items_to_fetch(histories: Histories, scorer: Scorer, spec: ScoringSpec) -> 
 
 def _scored(histories: Histories, states: Floats, k_items: int, scorer: Scorer, spec: ScoringSpec) -> pa.RecordBatch:
     k_categories = min(spec.interest_depth, len(scorer.categories.tokens) - c.FIRST_ID)
-    item_ids, item_p, category_ids, category_p = scorer.top_of(states, histories.next_gap, k_items, k_categories)
+    item_ids, item_p, category_ids, category_p = scorer.top_of(
+        states, histories.next_gap, histories.channels, histories.length, k_items, k_categories
+    )
     unknown = ((histories.channels[c.ITEM] <= c.OOV) & (histories.channels[c.CATEGORY] <= c.OOV)).all(axis=1)  # [B]
     item_ids, item_p = _popular_where(unknown, item_ids, item_p, scorer.items)  # [B, W]
     category_ids, category_p = _popular_where(unknown, category_ids, category_p, scorer.categories)
@@ -268,7 +279,9 @@ def _interests(ids: Ids, probabilities: Probabilities, past: Ids, names: Names, 
         c.CATEGORY_ID: names.tokens.take(pa.array(ids[listed])),
         c.PROBABILITY: pa.array(probabilities[listed]),
         c.PAST_SHARE: pa.array(shares[listed].astype(np.float32)),
+        c.MOVE: pa.array((probabilities - shares)[listed].astype(np.float32)),
         c.TREND: pa.array(TRENDS).take(pa.array(trends[listed])),
+        c.DAYS_AHEAD: nothing_ahead(int(listed.sum())),
     }
     return _lists(c.INTERESTS, listed, entries)
 

@@ -21,6 +21,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contexts import after_events, contexts, row_hashes
 from features.contracts import USER_STATES, ContractError
+from features.outlook_columns import Asked, has_moved_on, with_answers, with_returns, without_outlook
 from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, ScoringSpec, histories_of, score_rows
 
 STATES_ARROW = to_arrow_schema(USER_STATES.schema)
@@ -66,6 +67,7 @@ class _Known(NamedTuple):
 
     last_time_us: Ints  # [m]
     n_events: Ints  # [m]
+    past: pa.ListArray  # [m] ragged
     events_hash: NDArray[np.uint64]  # [m]
     row_hash: NDArray[np.uint64]  # [m]
     state: Floats  # [m, Z]
@@ -103,11 +105,40 @@ def score_share(
     outcomes |= {CARRIED: n_stay, GONE: len(users) - n_stay - n_rescored, NEWCOMERS: len(todo) - n_rescored}
     if before is None:
         return Scored(*new, outcomes)
-    kept = pa.array(stays)
-    scores, old_states = (table.filter(kept) for table in (before.scores, before.states))
-    as_of = pa.array([run.as_of], SCORES_ARROW.field(c.AS_OF).type).take(pa.array(np.zeros(len(scores), np.int8)))
-    scores = scores.set_column(scores.schema.get_field_index(c.AS_OF), SCORES_ARROW.field(c.AS_OF), as_of)
-    return Scored(pa.concat_tables([scores, new[0]]), pa.concat_tables([old_states, new[1]]), outcomes)
+    parts = _carried(stays, before, states, scorer, spec, run)
+    scores, after = (pa.concat_tables([part[at] for part in (*parts, new)]) for at in range(2))
+    return Scored(scores, after, outcomes)
+
+
+def _carried(
+    stays: Mask, before: Before, states: _Known, scorer: Scorer, spec: ScoringSpec, run: Run
+) -> list[tuple[pa.Table, pa.Table]]:
+    """Rows of both tables that stay, with the new cutoff and what a longer silence says; in two parts.
+
+    The answers for the days ahead stand while the silence stays in its bin, the chance of a return never does.
+    """
+    moved = np.zeros(len(stays), bool)
+    if scorer.outlook is not None:
+        moved = has_moved_on(states.last_time_us, _micros(before.as_of), _micros(run.as_of), scorer.outlook)
+    parts = []
+    for is_asked, picked in ((False, stays & ~moved), (True, stays & moved)):
+        scores, old_states = (table.filter(pa.array(picked)) for table in (before.scores, before.states))
+        as_of = pa.array([run.as_of], SCORES_ARROW.field(c.AS_OF).type).take(pa.array(np.zeros(len(scores), np.int8)))
+        scores = scores.set_column(scores.schema.get_field_index(c.AS_OF), SCORES_ARROW.field(c.AS_OF), as_of)
+        past = states.past.filter(pa.array(picked))
+        asked = Asked(states.state[picked], states.last_time_us[picked], past, _micros(run.as_of))
+        parts.append((_with_outlook(scores, asked, is_asked, scorer, spec), old_states))
+    return parts
+
+
+def _with_outlook(scores: pa.Table, asked: Asked, is_asked: bool, scorer: Scorer, spec: ScoringSpec) -> pa.Table:
+    """Rows with what they say of the days ahead: all of it told anew, or else the chance of a return alone."""
+    if scorer.outlook is None:
+        return scores
+    if is_asked:
+        names = scorer.categories
+        scores = with_answers(scores, asked, scorer.outlook, names.tokens, names.shares, spec)
+    return with_returns(scores, asked, scorer.outlook, spec)
 
 
 def _is_same(
@@ -146,8 +177,12 @@ def _check_silence(stays: Mask, states: _Known, before: Before | None, run: Run)
 
 def _is_silent(last_time_us: Ints, as_of: datetime, run: Run) -> Mask:
     """Whether the session of the last event had ended at a cutoff; as the gap codes of sequences say it."""
-    silent: Mask = round(as_of.timestamp()) * c.MICROS - last_time_us > run.session_gap_s * c.MICROS
+    silent: Mask = _micros(as_of) - last_time_us > run.session_gap_s * c.MICROS
     return silent
+
+
+def _micros(at: datetime) -> int:
+    return round(at.timestamp()) * c.MICROS
 
 
 def _scored(
@@ -176,7 +211,10 @@ def _scored(
     pieces = [pa.Table.from_batches([piece]) for piece in score_rows(histories, state, scorer, spec)]
     scores = _with_provenance(pieces, run)
     order = pc.index_in(scores[c.USER_ID].combine_chunks(), histories.users).to_numpy()
-    made = _states_table(histories, length, hashes, whole_row, state, run).take(pa.array(order))
+    past = _past_categories(histories)
+    asked = Asked(state[order], histories.last_time_us[order], past.take(pa.array(order)), _micros(run.as_of))
+    scores = _with_outlook(scores, asked, True, scorer, spec)
+    made = _states_table(histories, length, past, hashes, whole_row, state, run).take(pa.array(order))
     n_new = length - n_read
     outcomes = {
         ASKED_AGAIN: int((goes_on & (n_new == 0)).sum()),
@@ -190,7 +228,7 @@ def _with_provenance(pieces: list[pa.Table], run: Run) -> pa.Table:
     """Rows of scores_v1: the pieces with cutoff and model."""
     if not pieces:
         return SCORES_ARROW.empty_table()
-    joined = pa.concat_tables(pieces)
+    joined = without_outlook(pa.concat_tables(pieces))
     shared = {c.AS_OF: run.as_of, c.MODEL_VERSION: run.model_version}
     columns: Mapping[str, pa.Array] = {
         name: pa.array([value], SCORES_ARROW.field(name).type).take(pa.array(np.zeros(len(joined), np.int8)))
@@ -205,9 +243,18 @@ def _with_provenance(pieces: list[pa.Table], run: Run) -> pa.Table:
     )
 
 
+def _past_categories(histories: Histories) -> pa.ListArray:
+    """The known categories of each row's events, rising; [n] ragged."""
+    ordered = np.sort(histories.channels[c.CATEGORY], axis=1)  # [n, L]
+    is_known = ordered >= c.FIRST_ID
+    offsets = np.append(0, np.cumsum(is_known.sum(axis=1))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(ordered[is_known]))
+
+
 def _states_table(
     histories: Histories,
     length: NDArray[np.int32],
+    past: pa.ListArray,
     hashes: NDArray[np.uint64],
     whole_row: NDArray[np.uint64],
     state: Floats,
@@ -221,6 +268,7 @@ def _states_table(
         c.MODEL_VERSION: pa.array([run.model_version]).take(pa.array(np.zeros(n, np.int8))),
         c.LAST_TIME: pa.array(histories.last_time_us, STATES_ARROW.field(c.LAST_TIME).type),
         c.N_EVENTS: pa.array(length),
+        c.PAST_CATEGORIES: past.cast(STATES_ARROW.field(c.PAST_CATEGORIES).type),
         c.EVENTS_HASH: pa.array(hashes[np.arange(n), length].view(np.int64)),
         c.ROW_HASH: pa.array(whole_row.view(np.int64)),
         c.STATE: pa.Array.from_buffers(pa.binary(), n, [None, offsets, packed]),
@@ -230,7 +278,8 @@ def _states_table(
 
 def _nothing_known(scorer: Scorer) -> _Known:
     none, no_hash = np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    return _Known(none, none, no_hash, no_hash, np.zeros((0, scorer.state_floats), np.float32))
+    past = STATES_ARROW.field(c.PAST_CATEGORIES)
+    return _Known(none, none, pa.array([], past.type), no_hash, no_hash, np.zeros((0, scorer.state_floats), np.float32))
 
 
 def _known(before: Before, scorer: Scorer, run: Run) -> _Known:
@@ -254,7 +303,12 @@ def _known(before: Before, scorer: Scorer, run: Run) -> _Known:
         _refuse(before, f"it holds numbers that are none, or of events outside 1 to {scorer.length}")
     events_hash, row_hash = (columns[name].to_numpy().view(np.uint64) for name in (c.EVENTS_HASH, c.ROW_HASH))
     last_time_us = columns[c.LAST_TIME].cast(pa.int64()).to_numpy()
-    return _Known(last_time_us, n_events, events_hash, row_hash, state)
+    past = columns[c.PAST_CATEGORIES]
+    if len(past.flatten()) and not c.FIRST_ID <= pc.min(past.flatten()).as_py() <= pc.max(past.flatten()).as_py() < (
+        len(scorer.categories.tokens)
+    ):
+        _refuse(before, f"past_categories holds ids that are none of the {len(scorer.categories.tokens)} known")
+    return _Known(last_time_us, n_events, past, events_hash, row_hash, state)
 
 
 def _refuse(before: Before, problem: str) -> None:

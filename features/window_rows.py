@@ -74,19 +74,20 @@ def _events_before(history: Histories, time_us: int) -> Ints:
 def _train_rows(history: Histories, stop: Ints, length: int, known_us: int | None = None) -> Rows:
     """Windows back to back from the end of [start, stop), so that each event but the first is a target once.
 
-    known_us: the last microsecond of which training knows; without it, of each user the last event before `stop`.
+    known_us: the last microsecond of which training knows. Then a user's newest window ends with the last event before
+    `stop`, and nothing follows it: the silence up to there is all that is known. Without it nothing is known after
+    that event, which then is a target only.
     """
     start = history.start_at(np.arange(len(stop)), stop)
-    n_targets = np.maximum(stop - start - 1, 0)
-    n_windows = -(-n_targets // length)
+    n_held = np.maximum(stop - start - (known_us is None), 0)  # events that lie in windows
+    n_windows = -(-n_held // length)
     user = np.repeat(np.arange(len(stop)), n_windows)
     window = np.arange(len(user)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
-    following = stop[user] - 1 - window * length
+    ends = (start + n_held)[user] - window * length
+    following = np.where(ends < stop[user], ends, -1)
     none = np.zeros_like(user)
     known = history.time_us[stop[user] - 1] if known_us is None else np.full_like(user, known_us)
-    return Rows(
-        user, window, start[user], following, following, none, none, following, stop[user], known, None, c.TRAIN
-    )
+    return Rows(user, window, start[user], ends, following, none, none, ends, stop[user], known, None, c.TRAIN)
 
 
 def _held_out_rows(

@@ -13,7 +13,6 @@ from features import columns as c
 from features.ahead import ages, events_ahead
 from features.sessions import ordered
 from features.window_rows import (
-    SCORE,
     Cutoffs,
     Histories,
     Ints,
@@ -117,11 +116,11 @@ def _batch(
     arrays: dict[str, pa.Array] = {name: _lists(matrix) for name, matrix in matrices.items()}
     has_next = rows.following >= 0
     following = np.where(has_next, rows.following, 0)
-    next_us = history.time_us[following] if rows.split != SCORE else np.full(n_rows, rows.cutoff_us)
+    next_us = np.where(has_next, history.time_us[following], last_us if rows.cutoff_us is None else rows.cutoff_us)
     if rows.cutoff_us is not None:
         next_gap = gap_codes(rows.cutoff_us - last_us, gap_edges_s)
     elif rows.split == c.TRAIN:
-        next_gap = history.gap[following]
+        next_gap = np.where(has_next, history.gap[following], np.int32(c.UNKNOWN_GAP))
     else:
         next_gap = np.full(n_rows, c.UNKNOWN_GAP, np.int32)
     held_out = rows.split != c.TRAIN

@@ -1,30 +1,40 @@
 """What every job shares on the command line: the common flags, and errors as one paragraph with an exit code."""
 
 import argparse
+import json
 import os
 import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from types import FrameType
+from typing import Any
 
 from features.contracts import ContractError
+from jobs.commands import command_parser
+from jobs.observing import ERROR, INFO, is_rank, keep_error, keep_result, line_of, observed, says_json
 from jobs.root_lock import HeldError, refuse_if_held
 from jobs.settings import UsageError
+from jobs.terminal import RED, paint
 from model.errors import ModelError
 
 EXIT_OTHER = 1
 EXIT_USAGE = 2
 EXIT_CONTRACT = 3
 EXIT_HELD = 4
+PLANNED = ("run", "nightly", "sessionize", "vocabulary", "sequences", "train", "score")  # jobs that take --plan
 
 
-def stage_parser(stage: str, description: str, needs_date: bool = True) -> argparse.ArgumentParser:
-    """A parser with the flags that every stage takes: --root, --date, --conf, --set, --debug."""
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=description)
-    parser.add_argument("--root", required=True, metavar="DIR", help="folder or URI of all tables")
+def stage_parser(name: str, needs_date: bool = True, root: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the flags that every stage takes: --root, --date, --conf, --set, --json, --debug; --plan for some.
+
+    root: where none is given; None: one must be.
+    """
+    parser = command_parser(name)
+    where = "folder or URI of all tables" + (f" (default: {root})" if root else "")
+    parser.add_argument("--root", required=root is None, default=root, metavar="DIR", help=where)
     parser.add_argument(
         "--date",
         type=day,
@@ -36,8 +46,24 @@ def stage_parser(stage: str, description: str, needs_date: bool = True) -> argpa
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, e.g. sessions.gap_s=3600"
     )
-    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    parser.set_defaults(job=name)
+    if name in PLANNED:
+        parser.add_argument(
+            "--plan",
+            nargs="?",
+            type=cores,
+            const=os.cpu_count(),
+            metavar="CORES",
+            help="only say what it would take on so many cores (default: this machine's): tasks, memory, time, command",
+        )
     return parser
+
+
+def cores(text: str) -> int:
+    """Parse a number of cores for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of cores; expected 1 or more")
+    return int(text)
 
 
 def day(text: str) -> date:
@@ -48,9 +74,18 @@ def day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date; expected YYYY-MM-DD") from None
 
 
-def say(message: str) -> None:
+def say(message: str, level: str = INFO) -> None:
     """One progress line for people, on standard error; results go to standard output."""
-    print(message, file=sys.stderr, flush=True)
+    print(line_of(message, level), file=sys.stderr, flush=True)
+
+
+def show(arguments: argparse.Namespace, facts: Mapping[str, Any] | Sequence[Any], text: str = "") -> None:
+    """The result, on standard output: `facts` as JSON with --json, else `text` where there is one."""
+    keep_result(facts)
+    if getattr(arguments, "json", False):
+        print(json.dumps(facts, indent=1, default=str), flush=True)
+    elif text:
+        print(text, flush=True)
 
 
 def run_job(
@@ -64,6 +99,19 @@ def run_job(
     2 arguments, 3 contract or gate, 4 a root that another run holds, 1 other. takes_root: `main` holds the root itself.
     """
     arguments = parser.parse_args(argv)
+    job = getattr(arguments, "job", "")
+    if job in PLANNED and arguments.plan:
+        from jobs.plan import show_plan  # it needs this module
+
+        job, main, takes_root = "plan", show_plan, True
+    with observed(job, getattr(arguments, "root", None), getattr(arguments, "date", None)) as record:
+        code = _exit_code_of(main, arguments, takes_root)
+        if code != EXIT_USAGE and not is_rank():
+            record.write(code)
+        return code
+
+
+def _exit_code_of(main: Callable[[argparse.Namespace], None], arguments: argparse.Namespace, takes_root: bool) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)  # a scheduler's kill cleans up like Ctrl-C
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal too, but not under nohup
@@ -73,16 +121,18 @@ def run_job(
             refuse_if_held(arguments.root)
         main(arguments)
     except KeyboardInterrupt:
+        if "jobs.spark" in sys.modules:  # not imported for this
+            sys.modules["jobs.spark"].hush()
         say("Interrupted; what was unfinished is not readable and a new run replaces it.")
         return 130
     except UsageError as error:
-        return _report(error, EXIT_USAGE, arguments.debug)
+        return _report(error, EXIT_USAGE, arguments)
     except (ContractError, ModelError) as error:
-        return _report(error, EXIT_CONTRACT, arguments.debug)
+        return _report(error, EXIT_CONTRACT, arguments)
     except HeldError as error:
-        return _report(error, EXIT_HELD, arguments.debug)
+        return _report(error, EXIT_HELD, arguments)
     except Exception as error:
-        return _report(error, EXIT_OTHER, arguments.debug)
+        return _report(error, EXIT_OTHER, arguments)
     return 0
 
 
@@ -90,14 +140,21 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _report(error: Exception, code: int, debug: bool) -> int:
-    if debug or os.environ.get("INTEREST_DEBUG"):
+def _report(error: Exception, code: int, arguments: argparse.Namespace) -> int:
+    if arguments.debug or os.environ.get("INTEREST_DEBUG"):
         raise error
     name = "" if code != EXIT_OTHER else f"{type(error).__name__}: "
     text = " ".join(str(error).split())
     if code == EXIT_OTHER and len(text) > 1200:
         text = text[:1200] + " …"
-    say(textwrap.fill(f"error: {name}{text}", width=100, break_long_words=False, break_on_hyphens=False))
+    told = f"error: {name}{text}"
+    if not says_json():
+        told = textwrap.fill(told, width=100, break_long_words=False, break_on_hyphens=False)
+        told = told.replace("error:", paint("error:", RED, sys.stderr), 1)
+    say(told, ERROR)
     if code == EXIT_OTHER:
         say("Run again with --debug for the stack trace.")
+    keep_error(name + text)
+    if getattr(arguments, "json", False):
+        print(json.dumps({"error": name + text, "exit_code": code}, indent=1), flush=True)
     return code

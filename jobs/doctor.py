@@ -20,7 +20,9 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from jobs.commands import command_parser
 from jobs.java import JAVA_VERSIONS, ensure_java, java_major, java_version_text
+from jobs.terminal import GREEN, RED, paint
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 RANKS = 2
@@ -86,9 +88,7 @@ class Output:
 
 def main(argv: Sequence[str]) -> int:
     """Run all checks. Exit code 0 if all are ok, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead of lines")
-    as_json = parser.parse_args(argv).json
+    as_json = parser().parse_args(argv).json
     findings = []
     for finding in run_checks(CHECKS):
         findings.append(finding)
@@ -97,6 +97,11 @@ def main(argv: Sequence[str]) -> int:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     return 0 if all(finding.ok for finding in findings) else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the checks."""
+    return command_parser("doctor")
 
 
 def run_checks(checks: Sequence[Callable[[], Sequence[Finding]]]) -> Iterator[Finding]:
@@ -111,7 +116,8 @@ def run_checks(checks: Sequence[Callable[[], Sequence[Finding]]]) -> Iterator[Fi
 
 def line_of(finding: Finding) -> str:
     """One finding for people: a line, and below it the fix."""
-    line = f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<11} {finding.detail}"
+    mark = paint("ok  ", GREEN, sys.stdout) if finding.ok else paint("FAIL", RED, sys.stdout)
+    line = f"{mark}  {finding.check:<11} {finding.detail}"
     return line if finding.ok else f"{line}\n      fix: {finding.fix}"
 
 

@@ -12,7 +12,7 @@ from features import columns as c
 from features.contexts import Ids, contexts
 from features.contracts import TRAINING_SEQUENCES
 from features.scoring import Floats
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.evaluation_details import calibration_notes, detail_records, details_of
 from jobs.evaluation_files import write_evaluation
 from jobs.evaluation_future import evaluate_future
@@ -150,7 +150,7 @@ def _times_of(counters: Mapping[str, Any], split: str) -> dict[str, Any]:
 
 def _write(store: Store, result: EvaluationResult, inputs: Mapping[str, str], hashed: str) -> None:
     shared = {name: value for name, value in asdict(result.split).items() if name != "n_users"}
-    records = [_json_row(row, result.versions) for row in (*result.evaluation.rows, *result.future.rows)]
+    records: list[dict[str, Any]] = [*evaluation_facts(result)["rows"]]
     records += detail_records(result.details, shared, result.versions)
     ahead = dict.fromkeys(row.target for row in result.future.rows)
     summary = {
@@ -189,40 +189,56 @@ def _cross_validate(settings: Settings, arguments: argparse.Namespace, choice: C
         lambda: spark_session("evaluate"),
         overlays,
     )
-    print(folds.folds_text(result, arguments.markdown))
+    show(arguments, asdict(result), folds.folds_text(result, arguments.markdown))
     say(f"evaluate: wrote {result.path}")
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser("evaluate", "Judge a bundle on held-out events, beside simple baselines.")
-    parser.add_argument("--split", choices=(c.TEST, c.VALID), default=c.TEST, help="rows to judge (default: test)")
-    parser.add_argument(
+    return run_job(_work, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    flags = stage_parser("evaluate")
+    flags.add_argument("--split", choices=(c.TEST, c.VALID), default=c.TEST, help="rows to judge (default: test)")
+    flags.add_argument(
         "--bundle", action="append", default=[], metavar="DIR", help="bundle to judge (default: ROOT/bundle/dt=DATE)"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--ensemble", choices=ENSEMBLES, help="judge several --bundle as one: by their mean probabilities, or ranks"
     )
-    parser.add_argument("--against", metavar="DIR", help="a second bundle on the same rows, with paired tests")
-    parser.add_argument(
+    flags.add_argument("--against", metavar="DIR", help="a second bundle on the same rows, with paired tests")
+    flags.add_argument(
         "--folds", type=int, metavar="N", help="train and judge N models, their cutoffs moved back by test_days each"
     )
-    parser.add_argument("--cohorts", action="store_true", help="print the metrics of groups of users, too")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    flags.add_argument("--cohorts", action="store_true", help="print the metrics of groups of users, too")
+    flags.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    return flags
 
-    def work(arguments: argparse.Namespace) -> None:
-        settings = load_settings(arguments.conf, arguments.set)
-        choice = Choice(tuple(arguments.bundle), arguments.ensemble, arguments.against)
-        if arguments.folds is not None:
-            _cross_validate(settings, arguments, choice)
-            return
-        result = evaluate(settings, arguments.root, arguments.date, arguments.split, choice)
-        print(format_table(result, arguments.markdown))
-        for text in detail_texts(result, arguments.cohorts, arguments.markdown):
-            print(f"\n{text}")
-        say(f"evaluate: wrote {result.path}")
 
-    return run_job(work, parser, argv)
+def _work(arguments: argparse.Namespace) -> None:
+    settings = load_settings(arguments.conf, arguments.set)
+    choice = Choice(tuple(arguments.bundle), arguments.ensemble, arguments.against)
+    if arguments.folds is not None:
+        _cross_validate(settings, arguments, choice)
+        return
+    result = evaluate(settings, arguments.root, arguments.date, arguments.split, choice)
+    texts = [format_table(result, arguments.markdown), *detail_texts(result, arguments.cohorts, arguments.markdown)]
+    show(arguments, evaluation_facts(result), "\n\n".join(texts))
+    say(f"evaluate: wrote {result.path}")
+
+
+def evaluation_facts(result: EvaluationResult) -> dict[str, Any]:
+    """What there is to say of an evaluation: `path`, `model_version`, `users`, and every row of its tables."""
+    rows = [_json_row(row, result.versions) for row in (*result.evaluation.rows, *result.future.rows)]
+    return {
+        "path": result.path,
+        "model_version": result.model_version,
+        "users": result.split.n_users,
+        "headlines": list(result.headlines),
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

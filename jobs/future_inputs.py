@@ -26,6 +26,7 @@ from jobs.evaluation_inputs import (
 )
 from jobs.layers import earlier_layer
 from jobs.store import Manifest, Store
+from model.errors import ModelError
 from model.evaluation import EvaluationRows, SplitProtocol
 from model.future_evaluation import HOUR_S, Answers, FutureRows, FutureSource
 from model.metrics import Floats, Ragged
@@ -88,8 +89,19 @@ def future_rows(
 
 
 def model_futures(predictor: "Predictor", rows: FutureRows, horizons_days: Sequence[int]) -> FutureSource:
-    """The bundle's answers, cut to the horizons that are judged."""
-    places = [predictor.sizes.horizons_days.index(days) for days in horizons_days]
+    """The bundle's answers, cut to the horizons that are judged.
+
+    Raises:
+        ModelError: it has no answer for one of them.
+    """
+    own = predictor.sizes.horizons_days
+    if set(horizons_days) - set(own):
+        raise ModelError(
+            f"Model {predictor.model_version} looks {list(own)} days ahead, the sequences of the day "
+            f"{list(horizons_days)}. Train a model on them (jobs.train), or make sequences with the model's "
+            "sequences.horizons_days."
+        )
+    places = [own.index(days) for days in horizons_days]
     after_s = np.arange(rows.period_s // HOUR_S + 1) * float(HOUR_S)
 
     def source(start: int, stop: int) -> Answers:

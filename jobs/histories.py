@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 
 from features import columns as c
 from features.contracts import HISTORIES, OPEN_SESSIONS, SEQUENCES, SESSIONS, VOCABULARY, ContractError
-from features.partitions import buckets_for, partitions_for, power_of_two
+from features.partitions import EVENT_GROWTH, buckets_for, partitions_for, power_of_two
 from features.sequences import cutoffs_for
 from jobs.bucket_files import EARLIER, GONE, NEW, OPEN, BucketPlan, shares_of, write_buckets
 from jobs.encoded import latest_vocabulary, vocabulary_of
@@ -22,7 +22,6 @@ from jobs.layers import layers_of
 from jobs.settings import Settings, config_hash
 from jobs.store import Lineage, Manifest, Store, code_version
 
-_EVENT_GROWTH = 4  # an event in memory against its compressed bytes
 _SESSIONIZE, _SEQUENCES = "jobs/sessionize.py", "jobs/sequences.py"
 
 
@@ -54,8 +53,8 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
     if night.histories and (everyone or night.writes_histories):
         n_bytes += _bytes(night.histories)
     known = night.histories
-    n_buckets = int(known.counters["buckets"]) if known else buckets_for(n_bytes * _EVENT_GROWTH, spec.partition_mib)
-    wanted = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, spark.sparkContext.defaultParallelism)
+    n_buckets = int(known.counters["buckets"]) if known else buckets_for(n_bytes * EVENT_GROWTH, spec.partition_mib)
+    wanted = partitions_for(n_bytes * EVENT_GROWTH, spec.partition_mib, spark.sparkContext.defaultParallelism)
     n_tasks = min(n_buckets, power_of_two(wanted))
 
     staged = store.staging(SEQUENCES.name, date)

@@ -9,7 +9,7 @@ from datetime import date
 import fsspec
 from pyspark.sql import SparkSession
 
-from jobs.cli import run_job, say
+from jobs.cli import run_job, say, show
 from jobs.settings import Settings, UsageError, load_settings
 from jobs.store import Store
 from jobs.watching import BAR, terminal_bar
@@ -68,10 +68,11 @@ def _start(arguments: argparse.Namespace) -> None:
         if min_ranks is not None and not 1 <= min_ranks <= ranks:
             raise UsageError(f"--min-ranks {min_ranks}: take 1 to {ranks}, the number of --ranks.")
         _check_hosts(hosts, ranks)
-        from jobs.train import launch
+        from jobs.train import bundle_facts, launch
 
         job = (arguments.root, arguments.date, arguments.conf, arguments.set)
         launch(ranks, *job, min_ranks, arguments.fresh, hosts)
+        show(arguments, bundle_facts(Store(arguments.root), arguments.date))
         return
     if hosts is not None or min_ranks is not None:
         raise UsageError(
@@ -79,9 +80,11 @@ def _start(arguments: argparse.Namespace) -> None:
             "are not elastic."
         )
     from jobs.spark import spark_session
+    from jobs.train import bundle_facts
 
     settings, options = load_settings(arguments.conf, arguments.set), (arguments.start_timeout, arguments.debug)
     launch_on_spark(spark_session("train"), settings, ranks, arguments.root, arguments.date, arguments.fresh, *options)
+    show(arguments, bundle_facts(Store(arguments.root), arguments.date))
 
 
 def _check_hosts(hosts: str | None, ranks: int) -> None:

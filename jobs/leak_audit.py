@@ -105,7 +105,7 @@ def _known(store: Store, manifest: Manifest, split: str, rows: EvaluationRows, t
     labels are what follows up to the test cutoff; a user without one has nothing there.
     """
     latest = train.filter(pc.equal(train[c.WINDOW], 0))
-    past, at = _aligned(rows, latest, Ragged(*_one_each(ints_of(latest, c.NEXT_ITEM))))
+    past, at = _aligned(rows, latest, _following(ints_of(latest, c.NEXT_ITEM)))
     last_time_us = np.where(at >= 0, times_of(latest, c.NEXT_TIME)[at] if len(latest) else -1, -1)
     if split == c.VALID:
         return Known(past, last_time_us)
@@ -141,5 +141,7 @@ def _taken(lists: Ragged, at: Longs) -> Ragged:
     return Ragged(lists.values[index], offsets)
 
 
-def _one_each(values: Ints) -> tuple[Ints, Longs]:
-    return values, np.arange(len(values) + 1, dtype=np.int64)
+def _following(items: Ints) -> Ragged:
+    """What follows each training window: one item, or nothing where the window ends with what is known."""
+    is_there = items != c.PAD
+    return Ragged(items[is_there], np.concatenate([[0], np.cumsum(is_there)]).astype(np.int64))

@@ -28,12 +28,15 @@ from jobs import score as scoring
 from jobs import sequences as encoding
 from jobs import sessionize as cutting
 from jobs import vocabulary as counting
+from jobs.cli import say
 from jobs.evaluate import evaluate
+from jobs.feeds import feed_tables
 from jobs.gating import SCORES_CHECK, check_scores, judge_challenger
 from jobs.inputs import find_inputs, load_key, load_source
 from jobs.night_input import QUALITY, accepted_nights, check_input, gather_facts, latest_before, refuse_bad
 from jobs.nightly_spec import BUNDLE
 from jobs.published import Release, publish, read_pointer, release_before
+from jobs.report import HTML, report
 from jobs.retention import plan_removals, remove
 from jobs.settings import config_hash, load_settings
 from jobs.spark import spark_session
@@ -43,8 +46,8 @@ from jobs.train import launch, train
 from model.gate import Decision
 
 SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN = "sessionize", "input", "vocabulary", "sequences", "train"
-EVALUATE, GATE, SCORE, PUBLISH, RETENTION = "evaluate", "gate", "score", "publish", "retention"
-STEPS = (SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN, EVALUATE, GATE, SCORE, PUBLISH, RETENTION)
+EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION = "evaluate", "gate", "score", "publish", "report", "retention"
+STEPS = (SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN, EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION)
 ACCEPTABLE = (*INPUT_CHECKS, GATE, SCORES_CHECK)  # checks that a run may pass over
 METRICS = "metrics.json"
 
@@ -64,7 +67,9 @@ class Night:
     @cached_property
     def spark(self) -> SparkSession:
         """Started by the first step that needs it: a night that was done needs none."""
-        return spark_session("nightly")
+        session = spark_session("nightly")
+        self.metrics["cores"] = session.sparkContext.defaultParallelism
+        return session
 
     @cached_property
     def champion(self) -> Release | None:
@@ -115,7 +120,13 @@ class Night:
         self._score(bundle)
         if ends(SCORE):
             return
-        self._publish(ends(PUBLISH))
+        self._publish()
+        if not ends(PUBLISH):
+            self._report()
+        if not ends(REPORT):
+            removals = plan_removals(self.store, self.settings.retention, read_pointer(self.store))
+            remove(self.store, removals)
+            self.steps.note(RETENTION, DONE, f"{removals.n} old partitions, releases and logs removed")
         if decision and not self._takes_over(decision):
             self.metrics["outcome"] = "done, without the new model"
             published = self.metrics["published"]
@@ -314,16 +325,16 @@ class Night:
         made_of = {
             **self._of(SEQUENCES),
             "model": manifest.get("model_version"),
-            "config": config_hash(settings.scoring),
+            "config": config_hash(settings.scoring, settings.feeds),
         }
 
         def work() -> str:
             done = scoring.score(self.spark, settings, self.arguments.root, self.date, bundle)
             return f"{scoring.summary(done)}; model {manifest.get('model_version')}"
 
-        self.steps.run(SCORE, made_of, (SCORES,), work)
+        self.steps.run(SCORE, made_of, (SCORES, *feed_tables(settings.feeds)), work)
 
-    def _publish(self, ends: bool) -> None:
+    def _publish(self) -> None:
         settings, store = self.settings, self.store
         pointer = read_pointer(store)
         if pointer.current and pointer.current.date > str(self.date):
@@ -339,11 +350,28 @@ class Night:
             self.steps.run(PUBLISH, self._of(SCORES), (), work)
         current = read_pointer(store).current
         self.metrics["published"] = current and {"path": current.path, "model_version": current.model_version}
-        if ends:
-            return
-        removals = plan_removals(store, settings.retention, read_pointer(store))
-        remove(store, removals)
-        self.steps.note(RETENTION, DONE, f"{removals.n} old partitions and releases removed")
+
+    def _report(self) -> None:
+        """What is published stays so where no report can be made of it."""
+        judged = latest_before(self.store, "evaluation", self.date + timedelta(days=1))
+        made_of = {
+            **self._of(SESSIONS, SCORES),
+            "evaluation": judged and [judged, identity(self.store, "evaluation", judged)],
+            "config": config_hash(self.settings.report, self.settings.input_quality),
+        }
+        if not self.store.fs.exists(f"{self.store.path(REPORT, self.date)}/{HTML}"):
+            self.steps.forget(f"{REPORT}.json")
+        stages = [(run.name, run.seconds) for run in self.steps.runs]
+
+        def work() -> str:
+            return report(self.spark, self.settings, self.arguments.root, self.date, stages)
+
+        try:
+            self.steps.run(REPORT, made_of, (), work)
+        except Exception as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            self.metrics["report"] = f"not made: {said}"
+            say(f"{self.date} {REPORT}: not made, and the scores stay published: {said}")
 
     def _of(self, *tables: Contract) -> dict[str, Any]:
         """Identities of the night's partitions, for the key of a step."""

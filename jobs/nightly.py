@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jobs.cli import day, run_job, say, stage_parser
+from jobs.cli import day, run_job, say, show, stage_parser
 from jobs.night import ACCEPTABLE, STEPS, Night
+from jobs.observing import keep_result
 from jobs.root_lock import exclusive
 from jobs.settings import UsageError
 from model.gate import Decision
@@ -32,8 +33,12 @@ def run(arguments: argparse.Namespace) -> None:
     with exclusive(night.store, "jobs.nightly", say):
         try:
             night.go()
-        finally:
-            print(summary(night.metrics), flush=True)
+        except BaseException:
+            keep_result(night.metrics)
+            if not arguments.json:  # then the error alone is printed, one object; all else stands in metrics.json
+                print(summary(night.metrics), flush=True)
+            raise
+        show(arguments, night.metrics, summary(night.metrics))
 
 
 def summary(metrics: dict[str, Any]) -> str:
@@ -71,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the night."""
-    flags = stage_parser("nightly", "One night: from the day's log to published scores, going on where it stopped.")
+    flags = stage_parser("nightly")
     flags.add_argument("--source", required=True, help="name of a map in conf/sources, or a YAML file")
     flags.add_argument(
         "--input", action="append", required=True, metavar="PATH", help="file or folder; {date} = each day of the run"

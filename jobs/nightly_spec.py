@@ -22,12 +22,22 @@ class NightlySpec(BaseModel):
     ranks: int = Field(ge=1)
 
 
+class FeedsSpec(BaseModel):
+    """What a night writes beside the scores. Units and reasons are in conf/base.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    exploded: bool
+    drift_users: int = Field(ge=0)
+
+
 class RetentionSpec(BaseModel):
     """How many nights of each table stay. Units and reasons are in conf/base.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     nights: Mapping[str, int]
+    runs: int = Field(ge=1)
     releases: int = Field(ge=2)
 
     @field_validator("nights")

@@ -44,6 +44,11 @@ class _Group:
     pieces: tuple[_Piece, ...]
 
 
+def window_bytes(spec: SequencesSpec) -> int:
+    """About the bytes of one row of `training_sequences_v1` in memory."""
+    return 4 * (len(c.CHANNELS) * spec.length + 8)
+
+
 def pack_split(
     spark: SparkSession, store: Store, staged: str, packed: str, split: str, spec: SequencesSpec
 ) -> SplitSummary:
@@ -56,9 +61,8 @@ def pack_split(
     n_rows = sum(rows for _, rows in files)
     if n_rows == 0:
         return SplitSummary(0, 0, 0, 0, 0, 0, 0)
-    row_bytes = 4 * (len(c.CHANNELS) * spec.length + 8)
     name = f"{TRAINING_SEQUENCES.name}, split {split}"
-    plan = plan_row_groups(n_rows, row_bytes, spec.world_sizes, spec.row_group_mib, name)
+    plan = plan_row_groups(n_rows, window_bytes(spec), spec.world_sizes, spec.row_group_mib, name)
     folder = f"{packed}/{c.SPLIT}={split}"
     store.fs.makedirs(folder, exist_ok=True)
     groups = [

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from features.contracts import HELD_EVENTS, OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES, VOCABULARY
 from jobs.nightly_spec import BUNDLE, RetentionSpec
+from jobs.observing import RUNS, days_of_runs
 from jobs.published import Pointer, unused_releases
 from jobs.steps import read_json
 from jobs.store import MANIFEST, Store
@@ -23,16 +24,17 @@ Part = tuple[str, str]  # table, day
 
 @dataclass(frozen=True)
 class Removals:
-    """Partitions to remove, partitions to empty (their manifest stays), and folders of releases."""
+    """Partitions to remove, partitions to empty (their manifest stays), folders of releases, days of run logs."""
 
     partitions: tuple[Part, ...]
     emptied: tuple[Part, ...]
     releases: tuple[str, ...]
+    runs: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
         """How many there are of all kinds."""
-        return len(self.partitions) + len(self.emptied) + len(self.releases)
+        return len(self.partitions) + len(self.emptied) + len(self.releases) + len(self.runs)
 
 
 def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer) -> Removals:
@@ -54,6 +56,7 @@ def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer) -> Remova
         tuple(part for part in old if part[0] not in _LINKS),
         tuple(part for part in old if part[0] in _LINKS and _has_files(store, part)),
         tuple(unused_releases(store, pointer)),
+        tuple(days_of_runs(store)[: -spec.runs]),
     )
 
 
@@ -69,6 +72,8 @@ def remove(store: Store, removals: Removals) -> None:
     for table, dt in removals.emptied:
         for path, _ in store.data_files(store.path(table, dt)):
             _remove(store, path)
+    for dt in removals.runs:
+        _remove(store, f"{store.root}/{RUNS}/dt={dt}")
     for folder in removals.releases:
         for path in (f"{folder}/{MANIFEST}", folder):
             _remove(store, path)

@@ -11,30 +11,38 @@ from typing import TypeVar
 from pyspark.sql import SparkSession
 
 from features.contracts import (
+    DRIFT,
     FLAGGED_USERS,
     OPEN_SESSIONS,
     REJECTED_EVENTS,
     SCORES,
+    SCORES_EXPLODED,
     SEQUENCES,
     SESSIONS,
     SIMULATED_TRUTH,
     TRAINING_SEQUENCES,
     VOCABULARY,
+    Contract,
 )
 from features.sources import SourceMap
 from jobs import score as scoring
 from jobs import sequences as encoding
 from jobs import sessionize as cutting
 from jobs import vocabulary as counting
-from jobs.cli import day, run_job, say, stage_parser
-from jobs.evaluate import evaluate
+from jobs.cli import day, run_job, say, show, stage_parser
+from jobs.evaluate import evaluate, evaluation_facts
 from jobs.evaluation_table import EvaluationResult, format_table
+from jobs.feeds import feed_tables
 from jobs.inputs import find_inputs, load_source, log_span
+from jobs.observing import begin_stage
+from jobs.report import report
 from jobs.root_lock import exclusive
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.simulate import RAW, simulate
 from jobs.spark import spark_session
+from jobs.stage_times import write_stages
 from jobs.store import Store
+from jobs.terminal import BOLD, paint
 from jobs.train import launch
 from jobs.words import users_in_words
 
@@ -42,6 +50,7 @@ DEMO_CONF = CONF_DIR / "demo.yaml"
 DEMO_DATE = date(2024, 6, 30)  # any fixed day: the demo's log is the same on every machine and day
 DEMO_SOURCE = "simulated"
 _USERS_IN_WORDS = 5
+_FEED_WORDS = {DRIFT.name: "those whose interests move most", SCORES_EXPLODED.name: "the scores, one item a row"}
 
 Result = TypeVar("Result")
 
@@ -53,15 +62,18 @@ class Stages:
         self._n_stages = n_stages
         self._done = 0
         self._started = time.monotonic()
+        self.times: list[tuple[str, float]] = []  # name and seconds of every stage that is done
 
     def run(self, name: str, what: str, work: Callable[[], Result], summary: Callable[[Result], str]) -> Result:
         """Do one stage between two lines; an error of the stage passes through."""
         self._done += 1
-        label = f"[{self._done}/{self._n_stages}] {name}"
+        begin_stage(name)
+        label = paint(f"[{self._done}/{self._n_stages}] {name}", BOLD, sys.stderr)
         say(f"{label}: {what} …")
         started = time.monotonic()
         result = work()
-        say(f"{label}: {summary(result)} ({time.monotonic() - started:.1f} s)")
+        self.times.append((name, time.monotonic() - started))
+        say(f"{label}: {summary(result)} ({self.times[-1][1]:.1f} s)")
         return result
 
     @property
@@ -83,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run_stages(arguments: argparse.Namespace, overlays: Sequence[str], settings: Settings, source: SourceMap) -> None:
     root, store, categories = arguments.root, Store(arguments.root), arguments.categories
-    stages = Stages(7 if arguments.demo else 6)
+    stages = Stages(8 if arguments.demo else 7)
     spark = spark_session("run")
 
     if arguments.demo:
@@ -135,9 +147,25 @@ def _run_stages(arguments: argparse.Namespace, overlays: Sequence[str], settings
         lambda: scoring.score(spark, settings, root, last),
         scoring.summary,
     )
-    _report(result, users_in_words(spark, store, last, _USERS_IN_WORDS), store, last, arguments.demo)
-    say(f"Done in {stages.seconds:.0f} s.")
+    write_stages(store, last, stages.times, spark.sparkContext.defaultParallelism)
+    told = stages.run(
+        "report",
+        "figures and the page",
+        lambda: report(spark, settings, root, last),
+        lambda path: path,
+    )
+    words = users_in_words(spark, store, last, _USERS_IN_WORDS)
     spark.stop()
+    places = _places(store, last, arguments.demo, result.path, feed_tables(settings.feeds))
+    facts = {
+        "date": last,
+        "stages": [{"name": name, "seconds": round(seconds, 1)} for name, seconds in stages.times],
+        "evaluation": evaluation_facts(result),
+        "places": [{"path": path, "what": what} for path, what in places],
+        "report": told,
+    }
+    show(arguments, facts, _in_words(result, words, places, told))
+    say(f"Done in {stages.seconds:.0f} s.")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -196,13 +224,9 @@ def _span(
     return first, last
 
 
-def _report(result: EvaluationResult, words: Sequence[str], store: Store, last: date, demo: bool) -> None:
-    """On standard output: the table, users in words, and where everything lies."""
-    print(f"\n{format_table(result)}\n")
-    if words:
-        print(f"{len(words)} users whose interests moved most:\n")
-        print("\n".join(f"  {line}" for line in words))
-    places = [
+def _places(store: Store, last: date, demo: bool, evaluation: str, feeds: Sequence[Contract]) -> list[tuple[str, str]]:
+    """Where everything lies, and what it is."""
+    return [
         *([(f"{store.root}/{RAW}", "the simulated raw log")] if demo else []),
         *([(store.path(SIMULATED_TRUTH.name, last), "what a perfect model would say")] if demo else []),
         (f"{store.root}/{SESSIONS.name}", "finished sessions"),
@@ -213,27 +237,60 @@ def _report(result: EvaluationResult, words: Sequence[str], store: Store, last: 
         (store.path(SEQUENCES.name, last), "every user's latest events, encoded"),
         (store.path(TRAINING_SEQUENCES.name, last), "windows for training and evaluation"),
         (store.path("bundle", last), "the model: weights, vocabulary, configuration, metrics"),
-        (result.path, "the evaluation above, as files"),
+        (evaluation, "the evaluation above, as files"),
         (store.path(SCORES.name, last), "every user's future interests"),
+        *[(store.path(table.name, last), _FEED_WORDS[table.name]) for table in feeds],
     ]
+
+
+def _in_words(
+    result: EvaluationResult, words: Sequence[str], places: Sequence[tuple[str, str]], report_path: str
+) -> str:
+    """For people: the table, users in words, where everything lies, and the report to open."""
     width = max(len(path) for path, _ in places)
-    print("\nWhere everything lies (columns: docs/contracts.md):\n")
-    print("\n".join(f"  {path.ljust(width)}  {what}" for path, what in places), flush=True)
+    parts = ["", format_table(result), ""]
+    if words:
+        parts += [f"{len(words)} users whose interests moved most:", "", *(f"  {line}" for line in words)]
+    parts += ["", "Where everything lies (columns: docs/contracts.md):", ""]
+    parts += [f"  {path.ljust(width)}  {what}" for path, what in places]
+    return "\n".join([*parts, "", f"Open the report in a browser: {report_path}"])
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the whole path."""
-    parser = stage_parser("run", "From a raw log to scores for every user, in one command.", needs_date=False)
-    parser.add_argument("--demo", action="store_true", help="simulate a log with conf/demo.yaml and run on it")
-    parser.add_argument("--source", help="name of a map in conf/sources, or a YAML file")
-    parser.add_argument("--input", action="append", metavar="PATH", help="file or folder of the log; may be repeated")
-    parser.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
-    parser.add_argument("--from", dest="first", type=day, metavar="DAY", help="first day (default: of the log)")
-    parser.add_argument("--ranks", type=int, default=2, metavar="N", help="Horovod processes that train (default: 2)")
-    parser.add_argument(
+    return run_job(run, parser(), argv, takes_root=True)
+
+
+def demo(argv: Sequence[str]) -> int:
+    """Command line of the whole path on a simulated log."""
+    return run_job(run, demo_parser(), argv, takes_root=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the whole path."""
+    flags = stage_parser("run", needs_date=False)
+    flags.add_argument("--demo", action="store_true", help="simulate a log with conf/demo.yaml and run on it")
+    flags.add_argument("--source", help="name of a map in conf/sources, or a YAML file")
+    flags.add_argument("--input", action="append", metavar="PATH", help="file or folder of the log; may be repeated")
+    flags.add_argument("--categories", action="append", default=[], metavar="PATH", help="file with items' categories")
+    flags.add_argument("--from", dest="first", type=day, metavar="DAY", help="first day (default: of the log)")
+    _add_ranks(flags)
+    return flags
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    """The flags of the demo: those of the whole path, without a log."""
+    flags = stage_parser("demo", needs_date=False, root="out/demo")
+    flags.set_defaults(demo=True, source=None, input=None, categories=[], first=None)
+    _add_ranks(flags)
+    return flags
+
+
+def _add_ranks(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--ranks", type=int, default=2, metavar="N", help="Horovod processes that train (default: 2)")
+    flags.add_argument(
         "--min-ranks", type=int, metavar="N", help="go on training when one is lost, as long as N are left"
     )
-    return run_job(run, parser, argv, takes_root=True)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,24 @@ from pyspark.sql import Column, Observation, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.contracts import SCORES, SEQUENCES, USER_STATES, VOCABULARY, ContractError
+from features.contracts import (
+    DRIFT,
+    SCORES,
+    SCORES_EXPLODED,
+    SEQUENCES,
+    USER_STATES,
+    VOCABULARY,
+    ContractError,
+)
+from features.outlook_columns import OutlookModel
 from features.partitions import power_of_two
+from features.score_feeds import outlook_means
 from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer
 from features.states import ADVANCED, ASKED_AGAIN, CARRIED, GONE, NEWCOMERS, OUTCOMES, REPLAYED, Run
 from features.trends import TRENDS
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.encoded import check_vocabulary
+from jobs.feeds import feed_tables, publish_feeds, remove_feeds
 from jobs.layers import layers_of, read_sequences, rows_since
 from jobs.score_files import ScorePlan, write_scores
 from jobs.settings import Settings, config_hash, load_settings
@@ -42,8 +53,14 @@ from jobs.store import MANIFEST, Lineage, Manifest, Store
 from jobs.user_states import Carry, as_of, basis_of, latest_carry
 from model.bundle import Bundle, load_bundle, vocabulary_lists
 from model.errors import ModelError
+from model.spec import HORIZON, TOUCHED, WHEN
 
 _MADE_BY = "jobs/sequences.py"
+_MEANS = {
+    c.BACK: "back within {mean_back_hours:.0f} h {mean_back:.0%}; ",
+    c.CONTACTS_PER_WEEK: "{mean_contacts_per_week:.2f} contacts a week; ",
+    c.DRIFT: "mean drift {mean_drift:.2f}; ",
+}
 _COUNTED = (*(f"from_{name}" for name in (FROM_MODEL, FROM_POPULARITY)), *TRENDS, *OUTCOMES)
 
 
@@ -56,6 +73,8 @@ def score(
     full: bool = False,
 ) -> Manifest:
     """Write scores_v1 and user_states_v1 of a day with the bundle of that day, or with the one at `bundle_path`.
+
+    Beside them the feeds that the configuration asks for.
 
     full: score everyone anew, whatever earlier days left.
 
@@ -77,7 +96,8 @@ def score(
         rows, is_everyone = rows_since(spark, store, layers, carry.day, run.session_gap_s), False
     else:
         rows, is_everyone = read_sequences(spark, store, date), True
-    folders = {contract: store.staging(contract.name, date) for contract in (SCORES, USER_STATES)}
+    feeds = feed_tables(settings.feeds)
+    folders = {contract: store.staging(contract.name, date) for contract in (SCORES, USER_STATES, *feeds)}
     for folder in folders.values():
         store.fs.makedirs(folder, exist_ok=True)
     plan = ScorePlan(
@@ -89,13 +109,19 @@ def score(
         folders[USER_STATES],
         carry.earlier(store) if carry else None,
         is_everyone,
+        folders.get(SCORES_EXPLODED),
+        folders.get(DRIFT),
+        settings.feeds.drift_users,
     )
     came = Observation("sequences")
     try:
         written, counts = write_scores(rows.observe(came, *_came()), plan)
     except (PySparkException, Py4JJavaError) as error:
         raise _raised_by_worker(error) from error
-    _check_rows(counts, came.get, carry, is_everyone, date)
+    there = came.get
+    if there["rows"] != counts["read"]:  # tasks that ran again after a lost executor are observed again: count anew
+        there = rows.agg(*_came()).collect()[0].asDict()
+    _check_rows(counts, there, carry, is_everyone, date)
 
     for contract, folder in folders.items():
         store.keep_only(folder, written)
@@ -104,12 +130,14 @@ def score(
     if carry is not None:
         inputs |= {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in (carry.scores, carry.states)}
     hashed = config_hash(settings.scoring)
-    counters: dict[str, Any] = {name: counts[name] for name in _COUNTED}
+    counters: dict[str, Any] = {name: counts[name] for name in _COUNTED} | outlook_means(counts)
     counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
-    scores = store.publish(SCORES, date, folders[SCORES], Lineage(inputs, hashed, counters), time_column=c.AS_OF)
+    remove_feeds(store, date)
+    scores = store.publish(SCORES, date, folders[SCORES], Lineage(inputs, hashed, counters), c.AS_OF, written)
+    publish_feeds(spark, store, date, {table: folders[table] for table in feeds}, scores, settings.feeds)
     inputs[f"{SCORES.name}/{date}"] = scores.hash
     lineage = Lineage(inputs, hashed, {**basis, "buckets": plan.n_buckets})
-    store.publish(USER_STATES, date, folders[USER_STATES], lineage, time_column=c.LAST_TIME)
+    store.publish(USER_STATES, date, folders[USER_STATES], lineage, c.LAST_TIME, written)
     return scores
 
 
@@ -182,7 +210,19 @@ class _BundleScorer:
             Names(pa.array(bundle.vocabulary[kind], pa.string()), np.array(bundle.counts[kind], np.int64))
             for kind in (c.KIND_ITEM, c.KIND_CATEGORY)
         )
-        self.advance, self.top_of = predictor.advance, predictor.top_of
+        self.advance, self.top_of, self.log_p_of = predictor.advance, predictor.top_of, predictor.log_p_of
+        self.outlook: OutlookModel | None = _BundleOutlook(predictor) if predictor.heads else None
+
+
+class _BundleOutlook:
+    """A predictor's heads for the time ahead."""
+
+    def __init__(self, predictor: Any) -> None:
+        heads, bundle = predictor.heads, predictor.bundle
+        self.horizons_days: tuple[int, ...] = tuple(bundle.sizes.horizons_days) if {HORIZON, TOUCHED} & {*heads} else ()
+        self.back_hours: tuple[int, ...] = tuple(bundle.spec.back_hours) if WHEN in heads else ()
+        self.silence_edges_s = predictor.back_bins.astype(np.int64)
+        self.answers, self.back = predictor.future_of, predictor.back_of
 
 
 def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
@@ -231,8 +271,10 @@ def summary(manifest: Manifest) -> str:
     """One line for people."""
     counted = manifest.counters
     trends = ", ".join(f"{counted[trend]:,} {trend}" for trend in TRENDS)
+    ahead = "".join(text.format(**counted) for name, text in _MEANS.items() if f"mean_{name}" in counted)
     return (
         f"{manifest.rows:,} users, {counted[f'from_{FROM_POPULARITY}']:,} by popularity; interests: {trends}; "
+        f"{ahead}"
         f"{counted[CARRIED]:,} carried, {counted[ASKED_AGAIN] + counted[ADVANCED]:,} scored from their states, "
         f"{counted[REPLAYED]:,} from their sequences"
     )
@@ -240,18 +282,25 @@ def summary(manifest: Manifest) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser("score", "Score every user with a model bundle; writes scores_v1 and user_states_v1.")
-    parser.add_argument("--bundle", metavar="DIR", help="the model bundle (default: ROOT/bundle/dt=DATE)")
-    parser.add_argument(
+    return run_job(_work, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    flags = stage_parser("score")
+    flags.add_argument("--bundle", metavar="DIR", help="the model bundle (default: ROOT/bundle/dt=DATE)")
+    flags.add_argument(
         "--full", action="store_true", help="score everyone anew, whatever scores and states of earlier days there are"
     )
+    return flags
 
-    def work(arguments: argparse.Namespace) -> None:
-        settings = load_settings(arguments.conf, arguments.set)
-        spark = spark_session("score")
-        say(summary(score(spark, settings, arguments.root, arguments.date, arguments.bundle, arguments.full)))
 
-    return run_job(work, parser, argv)
+def _work(arguments: argparse.Namespace) -> None:
+    settings = load_settings(arguments.conf, arguments.set)
+    spark = spark_session("score")
+    manifest = score(spark, settings, arguments.root, arguments.date, arguments.bundle, arguments.full)
+    say(summary(manifest))
+    show(arguments, Store(arguments.root).facts(manifest))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ Users are dealt to buckets by pmod(hash(user_id), n), as Spark's repartition doe
 left of its users in one file of scores and one of states, and neither goes through the JVM.
 """
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
@@ -22,29 +23,38 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contracts import SEQUENCES, ContractError
 from features.histories import buckets_of
+from features.score_feeds import exploded, most_drifted, outlook_sums
 from features.scoring import HISTORY_COLUMNS, SCORES_ARROW, Scorer, ScoringSpec
 from features.states import STATES_ARROW, Before, Run, Scored, score_share
 from jobs.bucket_files import bucket_file
+from jobs.observing import task_line
 
 _ROWS, _READ = "rows", "read"
 _SEQUENCES = to_arrow_schema(SEQUENCES.schema)
-_DONE = "bucket int, paths array<string>, counts string"
-_DONE_ARROW = pa.schema([("bucket", pa.int32()), ("paths", pa.list_(pa.string())), ("counts", pa.string())])
+_DONE = "bucket int, paths array<string>, digests array<string>, counts string"
+_TEXTS = pa.list_(pa.string())
+_DONE_ARROW = pa.schema([("bucket", pa.int32()), ("paths", _TEXTS), ("digests", _TEXTS), ("counts", pa.string())])
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """Folders that a run of an earlier day wrote, with the names of their files, and its cutoff."""
+    """Folders that a run of an earlier day wrote, with the names of their files, and its cutoff.
+
+    files: digests of the file of that name in both folders, "" where its manifest has none.
+    """
 
     scores: str
     states: str
-    files: frozenset[str]
+    files: Mapping[str, tuple[str, str]]
     as_of: datetime
 
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """What all tasks share. is_everyone: rows of all users come, so who has none is gone."""
+    """What all tasks share. is_everyone: rows of all users come, so who has none is gone.
+
+    exploded, drift: folders of the feeds, None where they are not written; of each bucket its `drift_users`.
+    """
 
     make_scorer: Callable[[], Scorer]
     spec: ScoringSpec
@@ -54,10 +64,13 @@ class ScorePlan:
     states: str
     earlier: Earlier | None
     is_everyone: bool
+    exploded: str | None = None
+    drift: str | None = None
+    drift_users: int = 0
 
 
-def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[set[str], Counter[str]]:
-    """Write scores and states of all users below two empty folders → paths of the files that count, and counts.
+def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[dict[str, str], Counter[str]]:
+    """Write scores and states of all users below two empty folders → files that count with digests, and counts.
 
     Counts: `rows` written, `read` of the sequences; rows by outcome, by provenance and interests by trend.
 
@@ -77,7 +90,7 @@ def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[set[str], Count
     counts: Counter[str] = Counter()
     for row in done:
         counts.update(json.loads(row["counts"]))
-    return {path for row in done for path in row["paths"]}, counts
+    return {path: digest for row in done for path, digest in zip(row["paths"], row["digests"], strict=True)}, counts
 
 
 def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterator[pa.RecordBatch]:
@@ -92,23 +105,36 @@ def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterato
     _check_dealt(rows, number, plan)
     before = _before(number, plan)
     counts: Counter[str] = Counter({_ROWS: 0, _READ: rows.num_rows})
-    paths = []
+    written: dict[str, str] = {}
     if rows.num_rows or before is not None:
-        scorer = _loaded(plan.make_scorer)
+        scorer = loaded(plan.make_scorer)
         scored = score_share(rows, before, plan.is_everyone, scorer, plan.spec, plan.run)
         counts.update(_counts(scored))
         if scored.scores.num_rows:
-            for table, folder in ((scored.scores, plan.scores), (scored.states, plan.states)):
+            tables = [(plan.scores, scored.scores), (plan.states, scored.states)]
+            if plan.exploded:
+                tables.append((plan.exploded, exploded(scored.scores)))
+            if plan.drift:
+                tables.append((plan.drift, most_drifted(scored.scores, plan.drift_users)))
+            for folder, table in tables:
                 path = f"{folder}/{bucket_file(number)}"
-                _write(table, path)
-                paths.append(path)
+                written[path] = _write(table, path)
+    task_line(f"{bucket_file(number)}: {counts[_READ]:,} rows read, {counts[_ROWS]:,} written", "score")
     yield pa.RecordBatch.from_pylist(
-        [{"bucket": number, "paths": paths, "counts": json.dumps(dict(counts))}], schema=_DONE_ARROW
+        [
+            {
+                "bucket": number,
+                "paths": list(written),
+                "digests": list(written.values()),
+                "counts": json.dumps(dict(counts)),
+            }
+        ],
+        schema=_DONE_ARROW,
     )
 
 
 @lru_cache(maxsize=1)
-def _loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
+def loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
     """The process's scorer. A Python worker lives over many tasks; it keeps one model and drops it for another."""
     return make_scorer()
 
@@ -127,7 +153,8 @@ def _before(number: int, plan: ScorePlan) -> Before | None:
     if plan.earlier is None or name not in plan.earlier.files:
         return None
     folders = (plan.earlier.scores, plan.earlier.states)
-    scores, states = (_read(f"{folder}/{name}") for folder in folders)
+    digests = plan.earlier.files[name]
+    scores, states = (_read(f"{folder}/{name}", digest) for folder, digest in zip(folders, digests, strict=True))
     return Before(
         scores.select(SCORES_ARROW.names).cast(SCORES_ARROW),
         states.select(STATES_ARROW.names).cast(STATES_ARROW),
@@ -136,22 +163,38 @@ def _before(number: int, plan: ScorePlan) -> Before | None:
     )
 
 
-def _read(path: str) -> pa.Table:
+def _read(path: str, digest: str) -> pa.Table:
     with fsspec.open(path, "rb") as file:
-        return pq.ParquetFile(file).read()
+        content = file.read()
+    if digest and digest_of(content) != digest:
+        raise ContractError(
+            f"{path} is damaged: its {len(content):,} bytes are not those that were written. Nothing was published. "
+            "Score everyone anew: jobs/score.py --full for this day."
+        )
+    return pq.ParquetFile(pa.BufferReader(content)).read()
 
 
-def _write(table: pa.Table, path: str) -> None:
-    """Under one name whoever writes it: a repeated task writes the same rows. States hardly shrink."""
+def digest_of(content: bytes) -> str:
+    """What a manifest keeps of a file's content."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def _write(table: pa.Table, path: str) -> str:
+    """Under one name whoever writes it: a repeated task writes the same rows → digest. States hardly shrink."""
     compression = {name: "none" if name == c.STATE else "snappy" for name in table.schema.names}
     dictionaries = [name for name in table.schema.names if name not in (c.USER_ID, c.STATE)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression, use_dictionary=dictionaries, store_schema=False)
+    content = sink.getvalue()
     with fsspec.open(path, "wb") as file:
-        pq.write_table(table, file, compression=compression, use_dictionary=dictionaries, store_schema=False)
+        file.write(content)
+    return digest_of(content)
 
 
 def _counts(scored: Scored) -> Counter[str]:
     counts: Counter[str] = Counter(scored.outcomes)
     counts[_ROWS] = scored.scores.num_rows
+    counts.update(outlook_sums(scored.scores))
     provenance = scored.scores[c.PROVENANCE]
     trends = pc.struct_field(pc.list_flatten(scored.scores[c.INTERESTS]), c.TREND)
     for column, prefix in ((provenance, "from_"), (trends, "")):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from features.contracts import TRAINING_SEQUENCES
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.search_space import Goal, SearchSpec, Value, load_space
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.store import Store, code_version
@@ -226,26 +226,31 @@ def _short(value: Value) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the search."""
-    parser = stage_parser("search", "Look for better settings of the network and its training, by validation alone.")
-    parser.add_argument(
+    return run_job(_work, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the search."""
+    flags = stage_parser("search")
+    flags.add_argument(
         "--space",
         default=str(CONF_DIR / "search.yaml"),
         metavar="FILE",
         help="what to look for (default: conf/search.yaml)",
     )
-    parser.add_argument("--trials", type=int, metavar="N", help="settings to try in all (default: as in the space)")
+    flags.add_argument("--trials", type=int, metavar="N", help="settings to try in all (default: as in the space)")
+    return flags
 
-    def work(arguments: argparse.Namespace) -> None:
-        if arguments.trials is not None and arguments.trials < 1:
-            raise UsageError(f"--trials {arguments.trials}: try one or more.")
 
-        def load(further: Sequence[str]) -> Settings:
-            return load_settings(arguments.conf, [*arguments.set, *further])
+def _work(arguments: argparse.Namespace) -> None:
+    if arguments.trials is not None and arguments.trials < 1:
+        raise UsageError(f"--trials {arguments.trials}: try one or more.")
 
-        best = search(load, arguments.root, arguments.date, load_space(arguments.space), arguments.trials)
-        print(yaml.safe_dump(best, sort_keys=False), end="")
+    def load(further: Sequence[str]) -> Settings:
+        return load_settings(arguments.conf, [*arguments.set, *further])
 
-    return run_job(work, parser, argv)
+    best = search(load, arguments.root, arguments.date, load_space(arguments.space), arguments.trials)
+    show(arguments, best, yaml.safe_dump(best, sort_keys=False).rstrip())
 
 
 if __name__ == "__main__":

@@ -11,18 +11,16 @@ from pyspark.sql import SparkSession
 
 from features import columns as c
 from features.contracts import SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, ContractError, conform
-from features.partitions import partitions_for
+from features.partitions import EVENT_GROWTH, partitions_for
 from features.sequences import SCORE, cutoffs_for, encode_events, moved_back, user_windows
 from features.window_rows import Cutoffs
 from jobs import histories
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.history import events_until
 from jobs.packing import SplitSummary, pack_split
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Manifest, Store
-
-_EVENT_GROWTH = 4  # an encoded event in memory against its compressed bytes in sessions_v1
 
 
 def build_sequences(
@@ -43,7 +41,7 @@ def build_sequences(
     vocabulary = store.read(spark, VOCABULARY, date, "jobs/vocabulary.py")
     inputs[f"{VOCABULARY.name}/{date}"] = store.manifest(VOCABULARY.name, date, "jobs/vocabulary.py").hash
     least = spark.sparkContext.defaultParallelism
-    n_partitions = partitions_for(n_bytes * _EVENT_GROWTH, spec.partition_mib, least)
+    n_partitions = partitions_for(n_bytes * EVENT_GROWTH, spec.partition_mib, least)
     encoded = encode_events(events, vocabulary, before=_instant(cutoffs.end_us))
     windows = user_windows(encoded, spec, cutoffs, n_partitions)
 
@@ -107,25 +105,31 @@ def _iso(time_us: int) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser(
-        "sequences", "Encode each user's latest events for scoring, and windows with targets for training."
-    )
+    return run_job(_work, parser(), argv)
 
-    parser.add_argument(
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    flags = stage_parser("sequences")
+    flags.add_argument(
         "--scoring-only",
         action="store_true",
         help="sequences_v1 alone, of the users with new events; nights without training need no more",
     )
+    return flags
 
-    def work(arguments: argparse.Namespace) -> None:
-        settings = load_settings(arguments.conf, arguments.set)
-        if arguments.scoring_only:
-            spark = spark_session("sequences")
-            say(histories.summary(histories.build_scoring_sequences(spark, settings, arguments.root, arguments.date)))
-            return
-        say(summary(*build_sequences(spark_session("sequences"), settings, arguments.root, arguments.date)))
 
-    return run_job(work, parser, argv)
+def _work(arguments: argparse.Namespace) -> None:
+    settings, store = load_settings(arguments.conf, arguments.set), Store(arguments.root)
+    spark = spark_session("sequences")
+    if arguments.scoring_only:
+        manifest = histories.build_scoring_sequences(spark, settings, arguments.root, arguments.date)
+        say(histories.summary(manifest))
+        show(arguments, [store.facts(manifest)])
+        return
+    manifests = build_sequences(spark, settings, arguments.root, arguments.date)
+    say(summary(*manifests))
+    show(arguments, [store.facts(manifest) for manifest in manifests])
 
 
 def summary(sequences: Manifest, training: Manifest) -> str:

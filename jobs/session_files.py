@@ -17,11 +17,13 @@ from features import columns as c
 from features.contracts import FLAGGED_USERS, HELD_EVENTS, SESSIONS, Contract, ContractError
 from features.denoising import OFF, DenoisingSpec
 from features.sessions import Cut, CutRules, denoised_sessions, digest_of
+from jobs.observing import task_line
 from jobs.store import Store
 
 _ROWS_PER_GROUP = 131_072
 _FINISHED, _OPEN, _HELD, _FLAGGED, _BOTS = "finished", "open", "held", "flagged", "bots"
-_USERS, _CAPPED, _BURST, _DISTINCT = "users", "capped", "burst", "distinct"  # counted, no file
+_USERS, _CAPPED, _BURST = "users", "capped", "burst"  # counted, no file
+_READ, _DISTINCT = "read", "distinct"
 _CONTRACTS: dict[str, Contract] = {_FINISHED: SESSIONS, _OPEN: SESSIONS, _HELD: HELD_EVENTS, _FLAGGED: FLAGGED_USERS}
 _WRITTEN = "kind string, path string, n long, digest string"
 _WRITTEN_ARROW = pa.schema([("kind", pa.string()), ("path", pa.string()), ("n", pa.int64()), ("digest", pa.string())])
@@ -31,8 +33,8 @@ _WRITTEN_ARROW = pa.schema([("kind", pa.string()), ("path", pa.string()), ("n", 
 class Staged:
     """Where the tables of a run lie before they are published, and what became of its events.
 
-    Of `distinct` events `events` are in sessions (`events_open` of these in open ones) and `events_held` are held back;
-    the flagged, capped and burst ones are gone. `digest` is of the events in sessions and those held back.
+    Of `read` rows `distinct` events are left; of these `events` are in sessions (`events_open` of them in open ones),
+    `events_held` are held back; the flagged, capped and burst ones are gone. `digest` is of those in sessions and held.
     """
 
     finished: str
@@ -45,6 +47,7 @@ class Staged:
     events_flagged: int
     events_capped: int
     events_burst: int
+    read: int
     distinct: int
     flagged_users: int
     digest: str
@@ -90,6 +93,7 @@ def write_sessions(
         events_flagged=n[_BOTS],
         events_capped=n[_CAPPED],
         events_burst=n[_BURST],
+        read=n[_READ],
         distinct=n[_DISTINCT],
         flagged_users=n[_USERS],
         digest=f"{digest:016x}",
@@ -125,7 +129,8 @@ def _write_partition(
             is_event_kept = kind in (_FINISHED, _OPEN, _HELD)
             n_rows = int(table[c.N_EVENTS].to_numpy().sum()) if kind in (_FINISHED, _OPEN) else table.num_rows
             rows.append((kind, path, n_rows, f"{digest_of(table):x}" if is_event_kept else "0"))
-    rows += [(kind, None, n, "0") for kind, n in _counts(cut).items()]
+    task_line(f"{name}: {events.num_rows:,} events, {cut.n_distinct:,} of them distinct", "sessionize")
+    rows += [(kind, None, n, "0") for kind, n in {_READ: events.num_rows, **_counts(cut)}.items()]
     yield from pa.table([list(column) for column in zip(*rows, strict=True)], schema=_WRITTEN_ARROW).to_batches()
 
 

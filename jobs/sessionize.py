@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any
 
@@ -37,7 +37,7 @@ from features.partitions import partitions_for, power_of_two
 from features.pseudonyms import pseudonymous
 from features.sessions import CutRules, events_by_user
 from features.sources import SourceMap, read_log
-from jobs.cli import day, run_job, say, stage_parser
+from jobs.cli import day, run_job, say, show, stage_parser
 from jobs.inputs import (
     KEY_INPUT,
     check_same_key,
@@ -138,11 +138,12 @@ def sessionize(
         rules = CutRules.of(settings.sessions, last_day)
         staged = write_sessions(by_user, n_partitions, rules, store, folder, settings.denoising, refused)
         found = observed.get
-        counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
-        rejected: dict[str, int] = {}
-        if counters[ROWS_REFUSED]:
-            rejected = _write_rejected(spark, parsed, refused, n_partitions)
+        rejected = _write_rejected(spark, parsed, refused, n_partitions) if found[ROWS_REFUSED] else {}
         store.write_empty(REJECTED_EVENTS, refused)
+        if found[ROWS_READ] != staged.read - n_carried + sum(rejected.values()):
+            # Tasks that ran again after a lost executor were observed again: count anew.
+            found = events.agg(*(agg.alias(n) for n, agg in row_counters().items())).collect()[0].asDict()
+        counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
     except (PySparkException, Py4JJavaError) as error:
         raise readable_error(error, paths) from error
 
@@ -220,43 +221,48 @@ def _held_events_of(store: Store, yesterday: Manifest) -> Manifest:
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser("sessionize", "Cut a raw behaviour log into sessions; finished ones come out once.")
-    parser.add_argument("--source", required=True, help="name of a map in conf/sources, or a YAML file")
-    parser.add_argument(
+    return run_job(_work, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    flags = stage_parser("sessionize")
+    flags.add_argument("--source", required=True, help="name of a map in conf/sources, or a YAML file")
+    flags.add_argument(
         "--input", action="append", required=True, metavar="PATH", help="file or folder; {date} = each day of the run"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--from", dest="first", type=day, metavar="DAY", help="first day of a backfill (default: --date)"
     )
-    parser.add_argument(
+    flags.add_argument(
         "--categories",
         action="append",
         default=[],
         metavar="PATH",
         help="file with the items' categories (the source map says how to read it); {date} = the last day",
     )
-    parser.add_argument("--bootstrap", action="store_true", help="first day of the log: nothing is carried over")
+    flags.add_argument("--bootstrap", action="store_true", help="first day of the log: nothing is carried over")
+    return flags
 
-    def work(arguments: argparse.Namespace) -> None:
-        settings = load_settings(arguments.conf, arguments.set)
-        source = load_source(arguments.source)
-        first = arguments.first or arguments.date
-        if first > arguments.date:
-            raise UsageError(f"--from {first} lies after --date {arguments.date}.")
-        done = sessionize(
-            spark_session("sessionize"),
-            settings,
-            source,
-            arguments.input,
-            arguments.root,
-            first,
-            arguments.date,
-            arguments.bootstrap,
-            arguments.categories,
-        )
-        say(summary(done))
 
-    return run_job(work, parser, argv)
+def _work(arguments: argparse.Namespace) -> None:
+    settings, source = load_settings(arguments.conf, arguments.set), load_source(arguments.source)
+    first = arguments.first or arguments.date
+    if first > arguments.date:
+        raise UsageError(f"--from {first} lies after --date {arguments.date}.")
+    done = sessionize(
+        spark_session("sessionize"),
+        settings,
+        source,
+        arguments.input,
+        arguments.root,
+        first,
+        arguments.date,
+        arguments.bootstrap,
+        arguments.categories,
+    )
+    say(summary(done))
+    show(arguments, asdict(done))
 
 
 def summary(done: Sessionized) -> str:

@@ -12,17 +12,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from features.denoising import DenoisingSpec
 from features.events import CleaningSpec
 from features.input_quality import InputQualitySpec
+from features.report import ReportSpec
 from features.scoring import ScoringSpec
 from features.sequences import SequencesSpec
 from features.sessions import SessionsSpec
 from features.simulation import SimulationSpec
 from features.vocabulary import VocabularySpec
-from jobs.nightly_spec import NightlySpec, RetentionSpec
+from jobs.nightly_spec import FeedsSpec, NightlySpec, RetentionSpec
 from model.evaluation import EvaluationSpec
 from model.gate import GateSpec
 from model.spec import NetworkSpec, TrackingSpec, TrainingSpec
 
-CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+_HERE = Path(__file__).resolve().parent.parent
+# Beside the packages; where these lie in an archive (--py-files), beside that.
+CONF_DIR = (_HERE.parent if _HERE.is_file() else _HERE) / "conf"
 
 
 class UsageError(Exception):
@@ -45,10 +48,12 @@ class Settings(BaseModel):
     tracking: TrackingSpec
     evaluation: EvaluationSpec
     scoring: ScoringSpec
+    feeds: FeedsSpec
     nightly: NightlySpec
     input_quality: InputQualitySpec
     gate: GateSpec
     retention: RetentionSpec
+    report: ReportSpec
 
     @model_validator(mode="after")
     def _sessions_show_in_gaps(self) -> Self:

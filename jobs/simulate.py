@@ -33,11 +33,12 @@ _NO_SEPARATOR, _NO_QUOTE = "\u0001", "\u0000"
 
 def main(argv: Sequence[str]) -> int:
     """Run the stage from the command line."""
-    parser = stage_parser(
-        "simulate",
-        "Write a simulated log that ends with the day --date to ROOT/raw and its truth to ROOT/simulated_truth_v1.",
-    )
-    return run_job(_run, parser, argv)
+    return run_job(_run, parser(), argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    return stage_parser("simulate")
 
 
 def simulate(spark: SparkSession, settings: Settings, root: str, last: date) -> dict[str, Any]:

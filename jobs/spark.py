@@ -1,16 +1,24 @@
 """The Spark session, the same for every job: on a laptop, in tests and under spark-submit."""
 
+import logging
 import os
+import signal
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from jobs.java import ensure_java
+from jobs.observing import event_folder, executor_environment
 from jobs.settings import CONF_DIR
+from jobs.terminal import is_terminal
 
 # Results depend on these, so they hold on every machine, whatever the cluster's defaults.
+_EVENT_LOG = "spark.eventLog.enabled"
 _ALWAYS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
@@ -22,6 +30,8 @@ _ALWAYS = {
     # Else a shuffle without rows is optimized away together with what was observed below it: the refused rows.
     "spark.sql.adaptive.optimizer.excludedRules": "org.apache.spark.sql.execution.adaptive.AQEPropagateEmptyRelation",
 }
+
+_HUSH_S = 5.0
 
 
 def spark_session(name: str) -> SparkSession:
@@ -42,11 +52,47 @@ def spark_session(name: str) -> SparkSession:
             builder = builder.config(key, value)
         quiet = (CONF_DIR / "spark" / "log4j2.properties").as_uri()
         builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
-    for key, value in _ALWAYS.items():
+        builder = builder.config("spark.ui.showConsoleProgress", str(is_terminal(sys.stderr)).lower())
+    for key, value in {**_ALWAYS, **_observed()}.items():
         builder = builder.config(key, value)
+    logging.getLogger().addFilter(_is_news)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     session = builder.getOrCreate()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, on_interrupt)  # PySpark's own handler calls the JVM in the midst of its answers
     session.sparkContext.setLogLevel(os.environ.get("INTEREST_SPARK_LOG", "ERROR"))
     return session
+
+
+def _observed() -> dict[str, str]:
+    """Spark's event log beside the run's metrics, where nobody chose otherwise, and what executors' lines need."""
+    found = {f"spark.executorEnv.{name}": value for name, value in executor_environment().items()}
+    given = os.environ.get("PYSPARK_SUBMIT_ARGS", "")
+    is_chosen = _EVENT_LOG in given or (_under_spark_submit() and SparkConf().contains(_EVENT_LOG))
+    folder = None if is_chosen else event_folder()
+    return found | ({_EVENT_LOG: "true", "spark.eventLog.dir": folder} if folder else {})
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the root logger is more than Py4J's trace of a Ctrl-C, which `run_job` tells in a sentence."""
+    return record.msg != "KeyboardInterrupt while sending command."
+
+
+def hush() -> None:
+    """After an interrupt: end Spark's jobs, and silence the complaints of its tasks about their end."""
+    context = SparkContext._active_spark_context
+    if context is None:
+        return
+
+    def end() -> None:
+        with suppress(Exception):
+            context.setLogLevel("OFF")
+            context.cancelAllJobs()
+
+    # A thread of its own has a connection of its own; on that of the main one an answer may still be under way.
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(_HUSH_S)
 
 
 def read_spark_conf(path: Path) -> dict[str, str]:

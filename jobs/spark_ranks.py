@@ -139,8 +139,8 @@ def _rank_function(
             from jobs.spark_ranks import report_of
         except ImportError as error:
             message = (
-                f"The executor on {socket.gethostname()} can't import the project: {error}. Put it, with its .venv, at "
-                f"{project} on every node, or set PYTHONPATH and PYSPARK_PYTHON there."
+                f"The executor on {socket.gethostname()} can't import the project: {error}. Submit it with "
+                "--py-files and --archives as docs/operations.md has them, or put it at the same path on every node."
             )
             return {"error": {"type": "UsageError", "message": message, "order": 0}}
         return report_of(work, address, debug)

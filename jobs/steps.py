@@ -9,6 +9,7 @@ from typing import Any
 
 from features.contracts import Contract, ContractError
 from jobs.cli import say
+from jobs.observing import begin_stage
 from jobs.store import MANIFEST, Store, code_version
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -56,6 +57,7 @@ class Steps:
             self.runs.append(StepRun(name, SKIPPED, 0.0, said))
             say(f"{self._dt} {name}: skipped, done before ({said})")
             return False
+        begin_stage(name)
         say(f"{self._dt} {name}: …")
         self.forget(f"{name}.json")
         started = time.monotonic()

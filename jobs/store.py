@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 import fsspec
@@ -19,6 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features.contracts import Contract, ContractError
 
 MANIFEST = "_MANIFEST.json"
+DIGEST = "blake2b"  # of a file's entry in a manifest: 8 bytes of BLAKE2b of its content, in hex
 _FOOTER_THREADS = 16
 
 
@@ -95,6 +97,11 @@ class Store:
             values = json.load(file)
         return Manifest(**{**values, "files": tuple(values["files"])})
 
+    def facts(self, manifest: Manifest) -> dict[str, Any]:
+        """What there is to say of a partition: `table`, `dt`, `path`, `rows`, `counters`."""
+        about = {"table": manifest.table, "dt": manifest.dt, "path": self.path(manifest.table, manifest.dt)}
+        return {**about, "rows": manifest.rows, "counters": dict(manifest.counters)}
+
     def read(self, spark: SparkSession, contract: Contract, dt: date | str, made_by: str) -> DataFrame:
         """Rows of one finished partition; refuses a missing, torn or differently shaped one."""
         self.check(contract, dt, made_by)
@@ -125,9 +132,18 @@ class Store:
         return manifest
 
     def publish(
-        self, contract: Contract, dt: date | str, staged: str, lineage: Lineage, time_column: str | None = None
+        self,
+        contract: Contract,
+        dt: date | str,
+        staged: str,
+        lineage: Lineage,
+        time_column: str | None = None,
+        digests: Mapping[str, str] = MappingProxyType({}),
     ) -> Manifest:
-        """Swap staged files in for the partition and write its manifest last. `time_column` gives min and max time."""
+        """Swap staged files in for the partition and write its manifest last.
+
+        time_column gives min and max time. digests: of staged files by path, kept in the manifest for who reads them.
+        """
         files = self.data_files(staged)
         with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
             footers = list(pool.map(lambda item: self._footer(item[0]), files))
@@ -146,6 +162,7 @@ class Store:
             code_version=code_version(),
             files=tuple(
                 {"path": path.removeprefix(f"{staged}/"), "bytes": size, "rows": footer.num_rows}
+                | ({DIGEST: digests[path]} if path in digests else {})
                 for (path, size), footer in zip(files, footers, strict=True)
             ),
         )
@@ -197,10 +214,13 @@ class Store:
 
     def write_json(self, path: str, content: Any) -> None:
         """Write JSON under a temporary name, then rename: a reader sees the old file, the new one, or none."""
+        self.write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def write_text(self, path: str, text: str) -> None:
+        """Write a text the same way."""
         hidden = f"{posixpath.dirname(path)}/.{posixpath.basename(path)}.tmp"
         with self.fs.open(hidden, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.write("\n")
+            file.write(text)
         self.fs.mv(hidden, path)
 
     def data_files(self, folder: str) -> list[tuple[str, int]]:

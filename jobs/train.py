@@ -1,6 +1,7 @@
 """Train the network on a day's sequences and write its bundle; alone, as one of several ranks, or starting them."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,11 +18,11 @@ import yaml
 from features import columns as c
 from features.contracts import TRAINING_SEQUENCES, VOCABULARY
 from jobs import launchers
-from jobs.cli import stage_parser
+from jobs.cli import show, stage_parser
 from jobs.encoded import check_vocabulary
 from jobs.ranks import run_rank, start_ranks
 from jobs.settings import Settings, UsageError, config_hash, load_settings
-from jobs.store import Manifest, Store, code_version
+from jobs.store import MANIFEST, Manifest, Store, code_version
 from jobs.watching import Watch
 from model.spec import Sizes, TrainingSpec
 from model.watch import Watcher
@@ -196,6 +197,7 @@ def _task(
         gap_codes=c.FIRST_GAP + len(coding["gap_edges_s"]) + 1,
         new_session_gap=coding["new_session_gap"],
         session_gap_s=coding["gap_edges_s"][coding["new_session_gap"] - c.FIRST_GAP - 1],
+        gap_edges_s=coding["gap_edges_s"],
         horizons_days=coding["horizons_days"],
     )
     facts = {
@@ -236,26 +238,42 @@ def _write_bundle(path: str, day: _Day, outcome: "Outcome", figures: Mapping[str
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage: one rank, or with --launcher what starts several."""
-    parser = stage_parser("train", "Train the network on a day's sequences, alone or in several ranks.")
-    parser.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
-    parser.add_argument(
-        "--elastic", action="store_true", help="go on when a rank is lost or added; needs horovodrun --min-np"
-    )
-    parser.add_argument(
-        "--into",
-        metavar="DIR",
-        help="another root for the bundle: DIR/bundle/dt=DATE; without a launcher",
-    )
-    launchers.add_arguments(parser)
-    if parser.parse_args(argv).launcher != launchers.NONE:
-        return launchers.run(parser, argv)
+    flags = parser()
+    if flags.parse_args(argv).launcher != launchers.NONE:
+        return launchers.run(flags, argv)
 
     def work(arguments: argparse.Namespace) -> None:
         launchers.check_none(arguments)
         settings = partial(load_settings, arguments.conf, arguments.set)
-        train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic, arguments.into)
+        into = arguments.into or arguments.root
+        if train(settings, arguments.root, arguments.date, arguments.fresh, arguments.elastic, into):
+            show(arguments, bundle_facts(Store(into), arguments.date))
 
-    return run_rank(work, parser, argv)
+    return run_rank(work, flags, argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    flags = stage_parser("train")
+    flags.add_argument("--fresh", action="store_true", help="start anew, whatever an interrupted training left")
+    flags.add_argument(
+        "--elastic", action="store_true", help="go on when a rank is lost or added; needs horovodrun --min-np"
+    )
+    flags.add_argument(
+        "--into",
+        metavar="DIR",
+        help="another root for the bundle: DIR/bundle/dt=DATE; without a launcher",
+    )
+    launchers.add_arguments(flags)
+    return flags
+
+
+def bundle_facts(store: Store, date: date) -> dict[str, Any]:
+    """What there is to say of a day's bundle: `path`, `model_version`, `metrics`."""
+    path = store.path(BUNDLE, date)
+    version = json.loads(store.fs.cat_file(f"{path}/{MANIFEST}"))["model_version"]
+    metrics = json.loads(store.fs.cat_file(f"{path}/metrics.json"))
+    return {"path": path, "model_version": version, "metrics": metrics}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from jobs.cli import say
 from jobs.encoded import vocabulary_of
 from jobs.score_files import Earlier
 from jobs.settings import Settings, config_hash
-from jobs.store import Manifest, Store, code_version
+from jobs.store import DIGEST, Manifest, Store, code_version
 
 _SCORE = "jobs/score.py"
 _GROWTH = 4  # times as many users as a bucket was meant for; more are dealt anew
@@ -35,9 +35,14 @@ class Carry:
 
     def earlier(self, store: Store) -> Earlier:
         """Where tasks find it."""
-        names = frozenset(str(file["path"]) for file in self.states.files if file["rows"])
+        of_scores = {str(file["path"]): str(file.get(DIGEST, "")) for file in self.scores.files}
+        digests = {
+            str(file["path"]): (of_scores.get(str(file["path"]), ""), str(file.get(DIGEST, "")))
+            for file in self.states.files
+            if file["rows"]
+        }
         scores, states = (store.path(table, self.day) for table in (SCORES.name, USER_STATES.name))
-        return Earlier(scores, states, names, as_of(date.fromisoformat(self.day)))
+        return Earlier(scores, states, digests, as_of(date.fromisoformat(self.day)))
 
 
 def as_of(dt: date) -> datetime:

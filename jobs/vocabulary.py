@@ -23,7 +23,7 @@ from features.vocabulary import (
     recounted,
     with_ids,
 )
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.history import events_until
 from jobs.settings import Settings, config_hash, load_settings
 from jobs.spark import spark_session
@@ -96,14 +96,19 @@ def _check_kinds(by_kind: Mapping[str, int], spec: VocabularySpec, date: date) -
 
 def main(argv: Sequence[str]) -> int:
     """Command line of the stage."""
-    parser = stage_parser("vocabulary", "Give every frequent item and category an id that never moves.")
+    return run_job(_work, parser(), argv)
 
-    def work(arguments: argparse.Namespace) -> None:
-        settings = load_settings(arguments.conf, arguments.set)
-        manifest = build_vocabulary(spark_session("vocabulary"), settings, arguments.root, arguments.date)
-        say(summary(manifest))
 
-    return run_job(work, parser, argv)
+def parser() -> argparse.ArgumentParser:
+    """The flags of the stage."""
+    return stage_parser("vocabulary")
+
+
+def _work(arguments: argparse.Namespace) -> None:
+    settings = load_settings(arguments.conf, arguments.set)
+    manifest = build_vocabulary(spark_session("vocabulary"), settings, arguments.root, arguments.date)
+    say(summary(manifest))
+    show(arguments, Store(arguments.root).facts(manifest))
 
 
 def summary(manifest: Manifest) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.cli import say
 from jobs.settings import Settings
 from jobs.store import Store
+from jobs.terminal import is_terminal
 from jobs.tracking import MlflowRun
 from model.bar import Bar, BarLines
 from model.watch import Lines, Plan, Summary, Watcher, Watchers
@@ -63,7 +64,7 @@ class Watch:
 
 def terminal_bar() -> Bar | None:
     """A progress bar where standard error is a terminal that can draw one."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not is_terminal(sys.stderr):
         return None
     return Bar(sys.stderr) if os.get_terminal_size(sys.stderr.fileno()).columns else None
 

@@ -16,6 +16,7 @@ from jobs.encoded import vocabulary_of
 from jobs.layers import read_sequences
 from jobs.store import Store
 
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _SHOWN = 3  # interests on either side of the arrow
 
 
@@ -32,6 +33,7 @@ def users_in_words(spark: SparkSession, store: Store, date: date, n_users: int) 
     tokens = {row[c.ID]: row[c.TOKEN] for row in named}
     return [
         in_words(row[c.USER_ID], [tokens[i] for i in past[row[c.USER_ID]] if i in tokens], row[c.INTERESTS])
+        + days_ahead_in_words(row.asDict(recursive=True))
         for row in moved
     ]
 
@@ -65,6 +67,29 @@ def in_words(user: str, past: Sequence[str], interests: Sequence[Mapping[str, An
     ]
     also = f"; fading: {', '.join(fading[:_SHOWN])}" if fading else ""
     return f"{user}, {len(past)} latest events: was interested in {was} → will be interested in {will}{also}"
+
+
+def days_ahead_in_words(row: Mapping[str, Any]) -> str:
+    """What a row of scores says of the days ahead, to be put behind `in_words`; empty where it says nothing."""
+    parts = []
+    if row[c.BACK]:
+        told = ", ".join(f"{_span(entry[c.HOURS])} {_percent(entry[c.PROBABILITY])}" for entry in row[c.BACK])
+        parts.append(f"back within {told}")
+    if row[c.BEST_HOURS]:
+        hour = row[c.BEST_HOURS][0][c.HOUR]
+        parts.append(f"most likely on {_WEEKDAYS[hour // 24]} at {hour % 24} h UTC")
+    holds = [entry for entry in row[c.NEXT_ACTIONS] if entry[c.ACTION] == c.ACTIONS[-1]]
+    if holds:
+        parts.append(f"{holds[0][c.ACTION]} {_percent(holds[0][c.PROBABILITY])}")
+    if row[c.CONTACTS_PER_WEEK] is not None:
+        parts.append(f"{row[c.CONTACTS_PER_WEEK]:.1f} contacts a week")
+    if row[c.DRIFT] is not None:
+        parts.append(f"drift {row[c.DRIFT]:.2f}")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _span(hours: int) -> str:
+    return f"{hours // 24} d" if hours % 24 == 0 else f"{hours} h"
 
 
 def _trend(interest: Mapping[str, Any]) -> str:

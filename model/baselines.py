@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from features.columns import CATEGORY, FIRST_GAP, FIRST_ID, GAP, ITEM, MICROS
+from features.columns import CATEGORY, FIRST_GAP, FIRST_ID, GAP, ITEM, MICROS, PAD
 from model.evaluation import Channels, Ranker, Scores
 from model.metrics import Floats, Ints, Longs
 
@@ -56,6 +56,8 @@ class VocabularySizes:
 def events_of(windows: Windows, gap_edges_s: Sequence[float], new_session_gap: int) -> TrainEvents:
     """Rebuild the training events: each window's targets, and the first event of each user's oldest window.
 
+    A newest window may end with the last event that is known; nothing follows it then, and its next_item is 0.
+
     A window carries the exact time of its last event and of the one after it; earlier times go back from there by the
     geometric middle of each gap bucket, but never before the window's first event, whose time the older window knows.
     """
@@ -75,7 +77,8 @@ def events_of(windows: Windows, gap_edges_s: Sequence[float], new_session_gap: i
     time_us = np.maximum(time_us, known_start[:, None])
     time_us[rows, length] = windows.next_time_us[order]
 
-    kept = (place <= length[:, None]) & ((place > 0) | oldest[:, None])  # [W, L + 1]
+    n_events = length + (windows.next_item[order] != PAD)
+    kept = (place < n_events[:, None]) & ((place > 0) | oldest[:, None])  # [W, L + 1]
     event_user = np.broadcast_to(user[:, None], kept.shape)[kept]
     starts = np.concatenate([[True], event_user[1:] != event_user[:-1]]) | (gap[kept] >= new_session_gap)
     session = np.cumsum(starts) - 1

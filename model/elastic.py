@@ -56,5 +56,9 @@ class ElasticWorkers(HorovodWorkers):
         for name in settings:
             os.environ.pop(name, None)
 
+    def _pin(self) -> None:
+        # Ranks come and go, and a new one may get a place that another still fills.
+        return
+
     def _take_place(self) -> None:
         self.rank, self.size = self._hvd.rank(), self._hvd.size()

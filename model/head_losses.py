@@ -40,7 +40,7 @@ def head_losses(
     if {HORIZON, TOUCHED} & set(heads.names):
         found |= _horizon_losses(network, times, hidden, silence_s, is_used)
     if WHEN in heads.names:
-        found[WHEN] = _when(network, times, hidden)
+        found[WHEN] = _when(network, rows, times, hidden)
     if {HOUR, ACTION} & set(heads.names):
         found |= _session_losses(network, rows, times, hidden, silence_s, is_used)
     return found
@@ -162,14 +162,16 @@ def rate_sum(answers: Tensor, rows: Tensor, offset: Tensor) -> Tensor:
     return total(answers, tf.convert_to_tensor(rows), offset)
 
 
-def _when(network: Network, times: Timeline, hidden: Tensor) -> Tensor:
+def _when(network: Network, rows: Mapping[str, Tensor], times: Timeline, hidden: Tensor) -> Tensor:
     """Negative log-likelihood of the bin in which the next session starts, at session ends.
 
     Seen in bin k: −log h_k − Σ_{j<k} log(1 − h_j). Not seen by the end of what is known, or later than the last edge:
     −Σ_j x_j·log(1 − h_j), x_j the share of bin j that passed: the rate within a bin is constant (model.returns).
     """
     place = tf.where(times.is_end)  # [P, 2]
-    logits = network.heads.when(tf.gather_nd(hidden, place))  # [P, K]
+    is_event = times.is_real[:, : tf.shape(rows[c.GAP])[1]]
+    pace = tf.gather_nd(network.paces(rows[c.GAP], is_event), place)  # [P, 2]
+    logits = network.heads.when(tf.gather_nd(hidden, place), pace)  # [P, K]
     edges_s = network.heads.edges_s.astype(np.float32)
     start, end = edges_s[:-1], edges_s[1:]
     is_seen = tf.gather_nd(times.has_next, place)[:, None]  # [P, 1]

@@ -1,9 +1,10 @@
 """Heads for the time ahead: weights by name, and what they answer of a hidden state.
 
-`horizon`: categories of the events within each horizon; `touched`: which categories are touched at all; `when`: hazard
-of the next session's start; `hour`: its hour of the week; `action`: the actions it holds. Each is a projection of the
-hidden state. All but `when` are asked at an instant after some silence, which scales and shifts the units first (FiLM,
-Perez et al. 2018, started as the identity); `when` is a function of the silence by itself.
+`horizon`: categories of the events within each horizon; `touched`: which categories are touched at all; `when`:
+hazard of the next session's start; `hour`: its hour of the week; `action`: the actions it holds. Each is a projection
+of the hidden state; `when` knows the user's pace as well (model.pace). All but `when` are asked at an instant after
+some silence, which scales and shifts the units first (FiLM, Perez et al. 2018, started as the identity); `when` is a
+function of the silence by itself.
 
 Letters: U units, C category_dim, D horizons, K bins, V ids of categories; … any leading dimensions.
 """
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from features import columns as c
 from model.draws import Tensor
 from model.lookup import lookup
+from model.pace import N_FEATURES
 from model.spec import ACTION, HORIZON, HOUR, TOUCHED, WHEN, NetworkSpec, Sizes
 
 HOUR_S = 3600
@@ -42,6 +44,8 @@ class Heads:
         for name, width in linear.items():
             if name.split("/")[0] in names:
                 shapes |= {f"{name}/projection": [units, width], f"{name}/bias": [width]}
+        if WHEN in names:
+            shapes["when/pace"] = [N_FEATURES, n_bins]
         if set(names) - {WHEN}:
             shapes |= {"silence/scale": [n_bins + 1, units], "silence/shift": [n_bins + 1, units]}
         self.weights: dict[str, Tensor] = {}
@@ -68,9 +72,9 @@ class Heads:
         """HORIZON's or TOUCHED's vector in category space, and its bias by id. asked: […, U] → […, C], [V]."""
         return _product(asked, self.weights[f"{name}/projection"][horizon]), self.weights[f"{name}/bias"][horizon]
 
-    def when(self, hidden: Tensor) -> Tensor:
-        """Logits of the hazard in each bin. hidden: […, U] → […, K]."""
-        return self._linear(WHEN, hidden)
+    def when(self, hidden: Tensor, pace: Tensor) -> Tensor:
+        """Logits of the hazard in each bin. hidden: […, U]; pace: […, 2] features of model.pace → […, K]."""
+        return self._linear(WHEN, hidden) + _product(pace, self.weights["when/pace"])
 
     def hour(self, asked: Tensor, now: Tensor) -> Tensor:
         """Logits of the hour of the week in which the next session starts. asked: [P, U]; now: [P] hour → [P, 168].

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.network import Network, Tensor
+from model.repeats import without
 
 # Positions whose scores are held at a time: so many scores (2 MiB, they stay in a core's cache), but at least so many
 # positions, else adding up the rows' gradients would cost more than the scores do.
@@ -42,12 +43,13 @@ def log_partition(
     own: Tensor | None = None,
     skipped: tuple[Tensor, Tensor] | None = None,
     precision: str = "float32",
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum of log partition functions: Σ_p w_p · log(exp(own_p) + Σ_j exp(a_p·r_j + o_j)) → one number.
 
     answers: [P, E]; rows: [M, E]; offset: [M]; weight: [P], a constant; own: [P] scores that count beside the rows;
     skipped: ids [P] and ids [M], where they are equal the row does not count; precision: of what is multiplied; sums
-    are float32.
+    are float32; excluded: [P, S] places among the rows that do not count for a position, -1 for none.
 
     Positions are taken in pieces that stay in the cache, and a piece's gradients are made while its exponentials are at
     hand, so no array of size P × M is ever written: what lies between the matrix multiplications costs little, and
@@ -72,6 +74,8 @@ def log_partition(
             scores = product(asked, table, transpose_b=True)  # [p, M]
             if skipped is not None:
                 scores = tf.where(skipped[0][part][:, None] == skipped[1][None, :], -np.inf, scores)
+            if excluded is not None:
+                scores = without(scores, excluded[part])
             top = tf.reduce_max(scores, axis=1)  # [p]
             if has_own:
                 top = tf.maximum(top, own[part])
@@ -132,6 +136,22 @@ class NegativeSampler:
         return Negatives(index + c.FIRST_ID, tf.gather(self._log_expected, index))
 
 
+def distinct(negatives: Negatives) -> Negatives:
+    """The same estimate of a partition function with each id once: drawn k times, it weighs k times as much."""
+    ids, place, times = tf.unique_with_counts(negatives.ids)
+    log_expected = tf.math.unsorted_segment_max(negatives.log_expected, place, tf.size(ids))
+    return Negatives(ids, log_expected - tf.math.log(tf.cast(times, tf.float32)))
+
+
+def columns_among(ids: Tensor, negatives: Negatives) -> Tensor:
+    """Where ids stand among distinct negatives, -1 where they don't. ids: any shape → the same."""
+    order = tf.argsort(negatives.ids)
+    risen = tf.gather(negatives.ids, order)
+    place = tf.minimum(tf.searchsorted(risen, tf.reshape(ids, [-1])), tf.size(risen) - 1)
+    place = tf.reshape(place, tf.shape(ids))
+    return tf.where(tf.gather(risen, place) == ids, tf.gather(order, place), -1)
+
+
 def head_loss(
     network: Network,
     kind: str,
@@ -141,11 +161,13 @@ def head_loss(
     negatives: Negatives | None,
     precision: str = "float32",
     importance: Tensor | None = None,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """Loss of one head, summed over its positions: sampled where there are negatives, else full. → one number.
 
     answers: [P, E]; targets: [P] ids; PAD and OOV cost nothing; importance: [P], what a position's loss is multiplied
-    with, 1 without.
+    with, 1 without; excluded: [P, S] columns that are no candidates of a position, -1 for none: of all known ids, or of
+    the negatives, which then are distinct.
 
     Full: as `full_softmax`. Sampled: log(exp(s_y) + Σ_j exp(s_j − log n_j)) − s_y over negatives j ≠ y (accidental hits
     removed). n_j, how often j is expected among the negatives, makes Σ exp(s_j)/n_j an unbiased estimate of the other
@@ -158,16 +180,16 @@ def head_loss(
     own = tf.reduce_sum(answers * own_rows, axis=-1) + own_bias  # [P]
     if negatives is None:
         rows, bias = network.output_table(kind)  # [V, E], [V]
-        loss = log_partition(answers, rows, bias, weight, precision=precision) - (1.0 - smoothing) * tf.reduce_sum(
-            weight * own
-        )
+        loss = log_partition(answers, rows, bias, weight, precision=precision, excluded=excluded) - (
+            1.0 - smoothing
+        ) * tf.reduce_sum(weight * own)
         if smoothing > 0.0:
             uniform = tf.linalg.matvec(answers, tf.reduce_mean(rows, axis=0)) + tf.reduce_mean(bias)  # [P]
             loss -= smoothing * tf.reduce_sum(weight * uniform)
         return loss
     rows, bias = network.output_rows(kind, negatives.ids)  # [N, E], [N]
     offset = bias - negatives.log_expected
-    total = log_partition(answers, rows, offset, weight, own, (targets, negatives.ids), precision)
+    total = log_partition(answers, rows, offset, weight, own, (targets, negatives.ids), precision, excluded)
     return total - tf.reduce_sum(weight * own)
 
 

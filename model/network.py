@@ -18,7 +18,9 @@ from model.cells import Cell, Recurrent, make_cell
 from model.draws import dropped, seed_at, uniform
 from model.heads import Heads
 from model.lookup import lookup
-from model.spec import NetworkSpec, Sizes
+from model.pace import N_SUMS, features, increments, silence_days
+from model.repeats import Modes, Repeats, log_distribution, seen
+from model.spec import WHEN, NetworkSpec, Sizes
 
 QUERY_UNKNOWN, QUERY_SAME_SESSION, QUERY_NEW_SESSION = 0, 1, 2
 _N_QUERIES = 3
@@ -75,6 +77,8 @@ class Network:
             else None
         )
         self.heads = Heads(heads, spec, sizes, seed)
+        self._silence_days = silence_days(sizes.gap_edges_s, sizes.new_session_gap)
+        self.repeats = {c.ITEM: Repeats(c.ITEM, spec.units)} if spec.repeat else {}
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -90,6 +94,8 @@ class Network:
         named |= {"query/scale": self._query_scale, "query/shift": self._query_shift}
         for kind in (c.ITEM, c.CATEGORY):
             named |= {f"{kind}/projection": self._projections[kind], f"{kind}/bias": self._biases[kind]}
+        for repeats in self.repeats.values():
+            named |= repeats.weights
         return named | self.heads.weights
 
     def set_weights(self, values: Mapping[str, NDArray[Any]]) -> None:
@@ -130,7 +136,15 @@ class Network:
 
     @property
     def state_floats(self) -> int:
-        """Z, numbers in a row's state: h (and c) of each layer, those of the first one first; a cnn's last output."""
+        """Z, numbers in a row's state.
+
+        h (and c) of each layer, those of the first one first, or a cnn's last output; behind them the sums of
+        model.pace, where the head `when` reads them.
+        """
+        return self._cell_floats + (N_SUMS if WHEN in self.heads.names else 0)
+
+    @property
+    def _cell_floats(self) -> int:
         return self.spec.units * (sum(cell.n_states for cell in self.cells) if self.is_recurrent else 1)
 
     def advance(self, channels: Mapping[str, Tensor], length: Tensor, state: Tensor) -> Tensor:
@@ -139,7 +153,8 @@ class Network:
         Zeros are the state before a first event; a row of length 0 keeps its state.
         """
         hidden = self.embedded(channels)
-        before = tf.split(state, self.state_floats // self.spec.units, axis=1)
+        state, sums = state[:, : self._cell_floats], state[:, self._cell_floats :]
+        before = tf.split(state, self._cell_floats // self.spec.units, axis=1)
         after: list[Tensor] = []
         for index, cell in enumerate(self.cells):
             if isinstance(cell, Recurrent):
@@ -149,16 +164,30 @@ class Network:
             else:
                 hidden = cell(hidden)
             hidden = self.normed(index, hidden)
-        if self.is_recurrent:
-            return tf.concat(after, axis=1)
-        newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
-        return tf.where(length[:, None] > 0, newest, state)
+        if not self.is_recurrent:
+            newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
+            after = [tf.where(length[:, None] > 0, newest, state)]
+        if WHEN in self.heads.names:
+            is_event = tf.range(tf.shape(channels[c.GAP])[1])[None, :] < length[:, None]
+            after.append(sums + tf.reduce_sum(self._increments(channels[c.GAP], is_event), axis=1))
+        return tf.concat(after, axis=1)
+
+    def pace(self, state: Tensor) -> Tensor:
+        """What the head `when` reads of the silences behind a state. state: [B, Z] → [B, 2]."""
+        return features(state[:, self._cell_floats :])
+
+    def paces(self, gap_codes: Tensor, is_event: Tensor) -> Tensor:
+        """The same after every position of rows read from their start. gap_codes, is_event: [B, L] → [B, L, 2]."""
+        return features(tf.cumsum(self._increments(gap_codes, is_event), axis=1))
+
+    def _increments(self, gap_codes: Tensor, is_event: Tensor) -> Tensor:
+        return increments(gap_codes, is_event, self._silence_days, self.sizes.new_session_gap)
 
     def newest(self, state: Tensor) -> Tensor:
         """What heads read of a state: the last layer's output. state: [B, Z] → [B, H]."""
         if not self.is_recurrent:
-            return state
-        first = self.state_floats - self.cells[-1].n_states * self.spec.units
+            return state[:, : self._cell_floats]
+        first = self._cell_floats - self.cells[-1].n_states * self.spec.units
         return self.normed(len(self.cells) - 1, state[:, first : first + self.spec.units])
 
     def embedded(self, channels: Mapping[str, Tensor]) -> Tensor:
@@ -208,8 +237,11 @@ class Network:
         The query (is the next event in this session, in a new one, or unknown) scales and shifts each unit first:
         FiLM (Perez et al. 2018), started as the identity.
         """
-        asked = hidden * (1.0 + lookup(self._query_scale, query)) + lookup(self._query_shift, query)
-        return tf.matmul(asked, self._projections[kind])
+        return tf.matmul(self.asked(hidden, query), self._projections[kind])
+
+    def asked(self, hidden: Tensor, query: Tensor) -> Tensor:
+        """The state as a query sees it. hidden: [..., H]; query: [...] → [..., H]."""
+        return hidden * (1.0 + lookup(self._query_scale, query)) + lookup(self._query_shift, query)
 
     def logits(self, kind: str, answers: Tensor) -> Tensor:
         """Scores of all known ids, tied to the input embedding: a·Eᵀ + b. answers: [P, E or C] → [P, V]."""
@@ -228,15 +260,41 @@ class Network:
         """Logits for the event after each row, by kind: only the last position meets the output layer. → [B, V]."""
         hidden = self.encode(channels)
         newest = tf.gather(hidden, tf.maximum(length - 1, 0), batch_dims=1)  # [B, H]
-        return {kind: self.logits(kind, answer) for kind, answer in self.answers(newest, next_gap).items()}
+        answers = self.answers(newest, next_gap)
+        logits = {kind: self.logits(kind, answer) for kind, answer in answers.items()}
+        for kind in self.repeats:
+            modes = self.modes(kind, newest, next_gap, answers[kind], channels, length)
+            logits[kind] = log_distribution(logits[kind], channels[kind], modes)
+        return logits
+
+    def modes(
+        self, kind: str, newest: Tensor, next_gap: Tensor, answer: Tensor, row: Mapping[str, Tensor], length: Tensor
+    ) -> Modes:
+        """How the next id divides into the row's and new ones, for a kind in `repeats`.
+
+        newest: [B, H]; next_gap: [B]; answer: [B, E or C]; row: [B, L] channels; length: [B] → of [B] and [B, L].
+        """
+        scores = self.held_scores(kind, answer[:, None], row[kind])[:, 0]  # [B, L]
+        asked = self.asked(newest, self._query_after(next_gap))
+        return self.repeats[kind].newest(asked, scores, seen(row[kind], row[c.ACTION_CODE]), length)
+
+    def held_scores(self, kind: str, answers: Tensor, ids: Tensor) -> Tensor:
+        """The softmax's scores of the ids that rows hold. answers: [B, T, E or C]; ids: [B, L] → [B, T, L].
+
+        Without the bias: popularity says nothing of what a user comes back to, and an id that is new has none.
+        """
+        return tf.matmul(answers, self.embed(kind, ids), transpose_b=True)
 
     def answers(self, newest: Tensor, next_gap: Tensor) -> dict[str, Tensor]:
         """What the heads look for after each row, by kind. newest: [B, H]; next_gap: [B] → [B, E or C].
 
         A row whose next_gap already is a session's end is asked for a new session; otherwise the query is unknown.
         """
-        query = tf.where(next_gap >= self.sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_UNKNOWN)
+        query = self._query_after(next_gap)
         return {kind: self.answer(kind, newest, query) for kind in (c.ITEM, c.CATEGORY)}
+
+    def _query_after(self, next_gap: Tensor) -> Tensor:
+        return tf.where(next_gap >= self.sizes.new_session_gap, QUERY_NEW_SESSION, QUERY_UNKNOWN)
 
 
 def following(channel: Tensor, length: Tensor, after: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def penalised(weights: Mapping[str, Tensor], gradients: Sequence[Any], l1: float
 
 
 def _is_decayed(name: str) -> bool:
-    return not name.endswith("/bias") and not name.startswith(("query/", "silence/", "norm_"))
+    return not name.endswith(("/bias", "/scale")) and not name.startswith(("query/", "silence/", "norm_"))
 
 
 def _is_kernel(name: str) -> bool:

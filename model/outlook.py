@@ -15,12 +15,12 @@ from model.spec import ACTION, HORIZON, HOUR, TOUCHED, WHEN
 _LEAST = 1e-6  # hazards stay as far from 0 and 1, where a logarithm would end
 
 
-def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tensor) -> dict[str, Tensor]:
+def outlook(network: Network, state: Tensor, hour_code: Tensor, silence_s: Tensor) -> dict[str, Tensor]:
     """Fields of `predict.Future` by name, of the heads that the network has; `hazards` for `when`.
 
-    hidden: [B, U] newest state; hour_code: [B] of the newest event; silence_s: [B] since it.
+    state: [B, Z]; hour_code: [B] of the newest event; silence_s: [B] since it.
     """
-    heads = network.heads
+    heads, hidden = network.heads, network.newest(state)
     found: dict[str, Tensor] = {}
     asked = heads.asked(hidden, silence_s) if set(heads.names) - {WHEN} else hidden
     if HORIZON in heads.names:
@@ -29,12 +29,19 @@ def outlook(network: Network, hidden: Tensor, hour_code: Tensor, silence_s: Tens
     if TOUCHED in heads.names:
         found["touched"] = _with_reserved(-tf.math.expm1(-rate(_category_logits(network, TOUCHED, asked))))
     if WHEN in heads.names:
-        found["hazards"] = tf.clip_by_value(tf.sigmoid(heads.when(hidden)), _LEAST, 1.0 - _LEAST)
+        found["hazards"] = hazards_of(network, state)
     if HOUR in heads.names:
         found["hour"] = tf.nn.softmax(heads.hour(asked, hour_at(hour_code, silence_s)))
     if ACTION in heads.names:
         found["actions"] = tf.sigmoid(heads.action(asked))
     return found
+
+
+def hazards_of(network: Network, state: Tensor) -> Tensor:
+    """Hazard of the next session's start in each bin; needs the head `when`. state: [B, Z] → [B, K]."""
+    return tf.clip_by_value(
+        tf.sigmoid(network.heads.when(network.newest(state), network.pace(state))), _LEAST, 1.0 - _LEAST
+    )
 
 
 def _category_logits(network: Network, name: str, asked: Tensor) -> Tensor:

@@ -14,20 +14,25 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.bundle import Bundle, load_bundle
-from model.errors import ModelError
 from model.network import Tensor
-from model.outlook import outlook
+from model.outlook import hazards_of, outlook
+from model.repeats import NOWHERE, Modes, certain, columns_of, merged
 from model.returns import back
+from model.row_checks import check_ids, check_rows, check_silence, check_states
+from model.spec import WHEN
 from model.top import top_columns
 from model.workers import use_threads
 
 BATCH_ROWS = 256  # large enough for full matrix-multiply speed
 # Batches have few different shapes, for which a library may prepare itself: rows and positions are rounded up to these.
 _ROW_STEP, _POSITION_STEP = 32, 8
+_FUTURE_CELLS = 1 << 22  # categories × horizons × rows at a time; each costs some ten numbers on the way
+_HAZARD_ROWS = 4096  # rows at a time where each costs a few numbers only
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 _KINDS = (c.ITEM, c.CATEGORY)
+_HELD = (c.ITEM, c.ACTION_CODE)  # channels that the mode of repeating reads
 
 
 class Top(NamedTuple):
@@ -66,21 +71,21 @@ class Predictor:
         self.new_session_gap = bundle.sizes.new_session_gap
         self._network = bundle.network()
         length = bundle.sizes.length
-        shapes = {name: [BATCH_ROWS, length] for name in c.CHANNELS} | {
-            c.LENGTH: [BATCH_ROWS],
-            c.NEXT_GAP: [BATCH_ROWS],
-        }
+        shapes = {name: [None, length] for name in c.CHANNELS} | {c.LENGTH: [None], c.NEXT_GAP: [None]}
         rows = {name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
         self._probabilities = tf.function(self._probabilities_graph, input_signature=[rows])
-        silence = tf.TensorSpec([BATCH_ROWS], tf.int32)
-        self._future = tf.function(self._future_graph, input_signature=[rows, silence])
         events = {name: tf.TensorSpec([None, None], tf.int32) for name in c.CHANNELS}
         state, codes, number = (
             tf.TensorSpec(shape, kind)
             for shape, kind in (([None, self.state_floats], tf.float32), ([None], tf.int32), ([], tf.int32))
         )
         self._advance = tf.function(self._network.advance, input_signature=[events, codes, state], autograph=False)
-        self._top = tf.function(self._top_graph, input_signature=[state, codes, number, number], autograph=False)
+        row = {name: events[name] for name in _HELD} | {c.LENGTH: codes}
+        asked = [state, codes, row]
+        self._top = tf.function(self._top_graph, input_signature=[*asked, number, number], autograph=False)
+        self._log_p = tf.function(self._log_p_graph, input_signature=[*asked, codes, codes], autograph=False)
+        self._future = tf.function(self._future_graph, input_signature=[state, codes, codes], autograph=False)
+        self._hazards = tf.function(self._hazards_graph, input_signature=[state], autograph=False)
 
     @property
     def state_floats(self) -> int:
@@ -111,9 +116,7 @@ class Predictor:
         Raises:
             ModelError: shapes or ids are not those of the bundle.
         """
-        parts = [
-            [p.numpy()[:n] for p in self._probabilities(rows)] for rows, n in self._batches(channels, length, next_gap)
-        ]
+        parts = [[p.numpy() for p in self._probabilities(rows)] for rows in self._batches(channels, length, next_gap)]
         sizes = (self.bundle.sizes.items, self.bundle.sizes.categories)
         items, categories = (
             np.concatenate([part[at] for part in parts] or [np.zeros((0, size), np.float32)])
@@ -124,7 +127,7 @@ class Predictor:
     def top(self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints, k_items: int, k_categories: int) -> Top:
         """The likeliest items and categories. Arguments and errors as for `probabilities`."""
         start = np.zeros((len(length), self.state_floats), np.float32)
-        return self.top_of(self.advance(channels, length, start), next_gap, k_items, k_categories)
+        return self.top_of(self.advance(channels, length, start), next_gap, channels, length, k_items, k_categories)
 
     def advance(self, channels: Mapping[str, Ints], length: Ints, state: Floats) -> Floats:
         """The states after further events: zeros are the state before a first event.
@@ -148,13 +151,24 @@ class Predictor:
             after[rows] = found.numpy()[: len(rows)]
         return after
 
-    def top_of(self, state: Floats, next_gap: Ints, k_items: int, k_categories: int) -> Top:
+    def top_of(
+        self,
+        state: Floats,
+        next_gap: Ints,
+        channels: Mapping[str, Ints],
+        length: Ints,
+        k_items: int,
+        k_categories: int,
+    ) -> Top:
         """The likeliest items and categories after states; state: [n, Z], next_gap: [n].
 
+        channels, length: as for `probabilities`; only the items that a row holds and the actions are read, for
+        `network.repeat`.
+
         Raises:
-            ModelError: states or gap codes are not those of this model.
+            ModelError: states, gap codes or rows are not those of this model.
         """
-        self._check({c.NEXT_GAP: next_gap})
+        row = self._row(next_gap, channels, length)
         self._check_states(state, len(next_gap))
         k = [
             min(wanted, size - c.FIRST_ID)
@@ -163,13 +177,42 @@ class Predictor:
         parts = []
         for start in range(0, len(next_gap), BATCH_ROWS):
             some = slice(start, start + BATCH_ROWS)
-            found = self._top(_filled(state[some]), _filled(next_gap[some]), *map(np.int32, k))
+            held = _held(row, some)
+            found = self._top(_filled(state[some]), _filled(next_gap[some]), held, *map(np.int32, k))
             parts.append([values.numpy()[: len(next_gap[some])] for values in found])
         item_ids, item_p, category_ids, category_p = (
             np.concatenate([np.zeros((0, k[at // 2]), kind), *(part[at] for part in parts)])
             for at, kind in enumerate((np.int32, np.float32) * 2)
         )
         return Top(item_ids, item_p, category_ids, category_p)
+
+    def log_p_of(
+        self,
+        state: Floats,
+        next_gap: Ints,
+        channels: Mapping[str, Ints],
+        length: Ints,
+        item_ids: Ints,
+        category_ids: Ints,
+    ) -> tuple[Floats, Floats]:
+        """Log-probabilities of one item and one category after each state.
+
+        state: [n, Z]; next_gap, item_ids, category_ids: [n], ids known ones; channels, length: as for `top_of`
+        → [n], [n].
+
+        Raises:
+            ModelError: states, gap codes, rows or ids are not those of this model.
+        """
+        row = self._row(next_gap, channels, length)
+        self._check_states(state, len(next_gap))
+        check_ids({c.ITEM: item_ids, c.CATEGORY: category_ids}, self.sizes, self.model_version)
+        log_p = np.zeros((2, len(next_gap)), np.float32)
+        for start in range(0, len(next_gap), BATCH_ROWS):
+            some = slice(start, start + BATCH_ROWS)
+            before, gap, *ids = (_filled(values[some]) for values in (state, next_gap, item_ids, category_ids))
+            for found, of in zip(self._log_p(before, gap, _held(row, some), *ids), log_p, strict=True):
+                of[some] = found.numpy()[: len(next_gap[some])]
+        return log_p[0], log_p[1]
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -190,84 +233,71 @@ class Predictor:
         Raises:
             ModelError: the bundle has no head for the time ahead, or shapes, ids or silences are not fit.
         """
-        if not self._network.heads.names:
-            raise ModelError(
-                f"Model {self.model_version} has no head for the time ahead: it was trained with weights of 0. Set "
-                "training.horizon_weight, touched_weight, when_weight, hour_weight or action_weight and run jobs.train."
-            )
-        n = len(length)
-        if silence_s.shape != (n,) or (n and silence_s.min() < 0):
-            raise ModelError(
-                f"silence_s has shape {list(silence_s.shape)} and least value {silence_s.min() if n else 0}; expected "
-                f"[{n}] and at least 0: seconds from the last event to the instant of asking. Was a row asked about a "
-                "time before its last event?"
-            )
-        silence = np.zeros(-(-n // BATCH_ROWS) * BATCH_ROWS, np.int32)
-        silence[:n] = silence_s
+        newest = np.maximum(length - 1, 0)[:, None]
+        start = np.zeros((len(length), self.state_floats), np.float32)
+        self._check({c.NEXT_GAP: next_gap})
+        state = self.advance(channels, length, start)
+        return self.future_of(state, np.take_along_axis(channels[c.HOUR], newest, axis=1)[:, 0], silence_s)
+
+    def future_of(self, state: Floats, hour_code: Ints, silence_s: Ints) -> Future:
+        """What lies ahead of states. state: [n, Z]; hour_code: [n] of the last event, as in the hour channel.
+
+        silence_s: [n], and errors, as for `future`. Holds the arrays of `Future` whole, so ask for some rows at a time.
+        """
+        n, heads = len(state), self._network.heads
+        check_silence(silence_s, n, (), self.heads, self.model_version)
+        self._check_states(state, n)
         parts: list[dict[str, Floats]] = []
-        for at, (rows, n_real) in enumerate(self._batches(channels, length, next_gap)):
-            found = self._future(rows, silence[at * BATCH_ROWS : (at + 1) * BATCH_ROWS])
-            parts.append({name: values.numpy()[:n_real] for name, values in found.items()})
+        cells = max(1, len(heads.horizons_s)) * self.sizes.categories
+        step = max(_ROW_STEP, min(BATCH_ROWS, _FUTURE_CELLS // cells // _ROW_STEP * _ROW_STEP))
+        for at in range(0, n, step):
+            some = slice(at, at + step)
+            found = self._future(_filled(state[some]), _filled(hour_code[some]), _filled(silence_s[some]))
+            parts.append({name: values.numpy()[: len(state[some])] for name, values in found.items()})
         if not parts:
             empty = self._future.get_concrete_function().structured_outputs
             parts = [{name: np.zeros((0, *spec.shape[1:]), np.float32) for name, spec in empty.items()}]
         named = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         hazards = named.get("hazards")
-        hours = np.array(self.bundle.spec.back_hours) * 3600.0
-        returns = (
-            None
-            if hazards is None
-            else back(hazards, self.back_bins, silence_s.astype(np.float64), hours).astype(np.float32)
-        )
+        returns = None if hazards is None else self._back(hazards, silence_s).astype(np.float32)
         return Future(**{**dict.fromkeys(Future._fields), **named, "back": returns})
 
-    def _batches(
-        self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints
-    ) -> Iterator[tuple[dict[str, Ints], int]]:
-        """Batches of BATCH_ROWS rows, the last one filled with empty rows, and how many rows of each are real."""
+    def back_of(self, state: Floats, silence_s: Ints) -> NDArray[np.float64]:
+        """`Future.back` alone, of states: one small product a row. state: [n, Z]; silence_s: [n] → [n, R].
+
+        Raises:
+            ModelError: the bundle has no such head, or states or silences are not fit.
+        """
+        check_silence(silence_s, len(state), (WHEN,), self.heads, self.model_version)
+        self._check_states(state, len(state))
+        hazards = np.zeros((len(state), len(self.back_bins) - 1), np.float32)
+        for at in range(0, len(state), _HAZARD_ROWS):
+            some = slice(at, at + _HAZARD_ROWS)
+            hazards[some] = self._hazards(_filled(state[some])).numpy()[: len(state[some])]
+        return self._back(hazards, silence_s)
+
+    def _back(self, hazards: Floats, silence_s: Ints) -> NDArray[np.float64]:
+        hours = np.array(self.bundle.spec.back_hours) * 3600.0
+        return back(hazards, self.back_bins, silence_s.astype(np.float64), hours)
+
+    def _batches(self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints) -> Iterator[dict[str, Ints]]:
+        """Batches of at most BATCH_ROWS rows. None is filled up: of a large vocabulary each row has many columns."""
         rows = {**{name: channels[name] for name in c.CHANNELS}, c.LENGTH: length, c.NEXT_GAP: next_gap}
         self._check(rows)
         for start in range(0, len(length), BATCH_ROWS):
-            part = {name: values[start : start + BATCH_ROWS] for name, values in rows.items()}
-            n = len(part[c.LENGTH])
-            if n < BATCH_ROWS:
-                part = {
-                    name: np.concatenate([values, np.zeros((BATCH_ROWS - n, *values.shape[1:]), np.int32)])
-                    for name, values in part.items()
-                }
-            yield part, n
+            yield {name: values[start : start + BATCH_ROWS] for name, values in rows.items()}
 
-    def _check_states(self, state: Floats, n: int) -> None:
-        if state.shape != (n, self.state_floats):
-            raise ModelError(
-                f"States have shape {list(state.shape)}, model {self.model_version} takes {[n, self.state_floats]}. "
-                "They were made by another model; score everyone anew (jobs/score.py --full)."
-            )
+    def _row(self, next_gap: Ints, channels: Mapping[str, Ints], length: Ints) -> dict[str, Ints]:
+        """What the mode of repeating reads of rows, checked."""
+        row = {name: channels[name] for name in _HELD} | {c.LENGTH: length}
+        self._check({**row, c.NEXT_GAP: next_gap})
+        return row
 
     def _check(self, rows: Mapping[str, Ints]) -> None:
-        sizes, n = self.bundle.sizes, len(rows[c.LENGTH if c.LENGTH in rows else c.NEXT_GAP])
-        limits = {
-            c.ITEM: sizes.items,
-            c.CATEGORY: sizes.categories,
-            c.ACTION_CODE: c.N_ACTION_CODES,
-            c.GAP: sizes.gap_codes,
-            c.HOUR: c.N_HOUR_CODES,
-            c.LENGTH: sizes.length + 1,
-            c.NEXT_GAP: sizes.gap_codes,
-        }
-        for name, values in rows.items():
-            limit = limits[name]
-            wanted = (n, sizes.length) if name in c.CHANNELS else (n,)
-            if values.shape != wanted:
-                raise ModelError(
-                    f"Column {name} has shape {list(values.shape)}, model {self.model_version} takes {list(wanted)}. "
-                    "Make sequences with the model's sequences.length."
-                )
-            if n and (values.min() < 0 or values.max() >= limit):
-                raise ModelError(
-                    f"Column {name} holds {values.max()}, model {self.model_version} knows 0 to {limit - 1}. "
-                    "The sequences were encoded with another vocabulary or configuration; use those of the model."
-                )
+        check_rows(rows, self.sizes, self.model_version)
+
+    def _check_states(self, state: Floats, n: int) -> None:
+        check_states(state, (n, self.state_floats), self.model_version)
 
     def _probabilities_graph(self, rows: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         logits = self._logits(rows)
@@ -276,21 +306,58 @@ class Predictor:
         )  # [B, V]
         return items, categories
 
-    def _top_graph(self, state: Tensor, next_gap: Tensor, k_items: Tensor, k_categories: Tensor) -> list[Tensor]:
-        answers = self._network.answers(self._network.newest(state), next_gap)
+    def _top_graph(
+        self, state: Tensor, next_gap: Tensor, row: Mapping[str, Tensor], k_items: Tensor, k_categories: Tensor
+    ) -> list[Tensor]:
+        newest = self._network.newest(state)
         found: list[Any] = []
-        for kind, k in ((c.ITEM, k_items), (c.CATEGORY, k_categories)):
+        answers = self._network.answers(newest, next_gap)
+        for (kind, answer), k in zip(answers.items(), (k_items, k_categories), strict=True):
             table, bias = self._network.output_table(kind)
-            best = top_columns(answers[kind], table, bias, k)
-            found += [best.columns + c.FIRST_ID, tf.exp(best.log_p)]
+            modes, held = self._modes(kind, newest, next_gap, answer, row)
+            best = top_columns(answer, table, bias, k, excluded=held)
+            ids, log_p = best.columns + c.FIRST_ID, best.log_p
+            if modes is not None:
+                ids, log_p = merged(best.columns, log_p, row[kind], modes, k)
+            found += [ids, tf.exp(log_p)]
         return found
 
-    def _future_graph(self, rows: Mapping[str, Tensor], silence_s: Tensor) -> dict[str, Tensor]:
-        newest = tf.maximum(rows[c.LENGTH] - 1, 0)
-        hidden = tf.gather(self._network.encode(rows), newest, batch_dims=1)  # [B, U]
-        hour_code = tf.gather(rows[c.HOUR], newest, batch_dims=1)
-        found: dict[str, Tensor] = outlook(self._network, hidden, hour_code, silence_s)
+    def _log_p_graph(
+        self, state: Tensor, next_gap: Tensor, row: Mapping[str, Tensor], item_ids: Tensor, category_ids: Tensor
+    ) -> list[Tensor]:
+        newest = self._network.newest(state)
+        found = []
+        answers = self._network.answers(newest, next_gap)
+        for (kind, answer), ids in zip(answers.items(), (item_ids, category_ids), strict=True):
+            table, bias = self._network.output_table(kind)
+            modes, held = self._modes(kind, newest, next_gap, answer, row)
+            best = top_columns(answer, table, bias, 1, excluded=held)  # it gives the normaliser
+            columns = tf.stack([tf.maximum(ids - c.FIRST_ID, 0), best.columns[:, 0]], axis=1)  # [B, 2]
+            scores = tf.einsum("be,bke->bk", answer, tf.gather(table, columns)) + tf.gather(bias, columns)
+            log_p = best.log_p[:, 0] + scores[:, 0] - scores[:, 1]
+            if modes is not None:
+                is_held = (modes.places > NOWHERE / 2) & (row[kind] == ids[:, None])  # [B, L]
+                place = tf.reduce_sum(tf.where(is_held, modes.places, 0.0), axis=1)
+                log_p = tf.where(tf.reduce_any(is_held, axis=1), modes.repeats + place, modes.explores + log_p)
+            found.append(log_p)
         return found
+
+    def _modes(
+        self, kind: str, newest: Tensor, next_gap: Tensor, answer: Tensor, row: Mapping[str, Tensor]
+    ) -> tuple[Modes | None, Tensor | None]:
+        """The modes of the next id, and the columns of the softmax that the rows hold; None without `repeat`."""
+        if kind not in self._network.repeats:
+            return None, None
+        modes = self._network.modes(kind, newest, next_gap, answer, row, row[c.LENGTH])
+        counts = modes.places > NOWHERE / 2
+        return certain(modes, counts, tf.shape(self._network.output_table(kind)[1])[0]), columns_of(row[kind], counts)
+
+    def _future_graph(self, state: Tensor, hour_code: Tensor, silence_s: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = outlook(self._network, state, hour_code, silence_s)
+        return found
+
+    def _hazards_graph(self, state: Tensor) -> Tensor:
+        return hazards_of(self._network, state)
 
     def _logits(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = self._network.last(rows, rows[c.LENGTH], rows[c.NEXT_GAP])
@@ -300,6 +367,14 @@ class Predictor:
 def _up(number: int, step: int) -> int:
     """The least multiple of `step` from a number on."""
     return -(-number // step) * step
+
+
+def _held(row: Mapping[str, Ints], some: slice) -> dict[str, Ints]:
+    """Some of the rows, cut behind the longest one and filled up."""
+    n_positions = _up(max(int(row[c.LENGTH][some].max(initial=0)), 1), _POSITION_STEP)
+    return {
+        name: _filled(values[some] if values.ndim == 1 else values[some, :n_positions]) for name, values in row.items()
+    }
 
 
 def _filled(rows: NDArray[Any]) -> NDArray[Any]:

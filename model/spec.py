@@ -33,6 +33,7 @@ class NetworkSpec(BaseModel):
     position_dim: int = Field(ge=0)
     session_positions: int = Field(ge=2)
     oov_from_category: bool
+    repeat: bool
     embedding_dropout: float = _Share
     hidden_dropout: float = _Share
     query_dropout: float = Field(ge=0.0, le=1.0)
@@ -122,6 +123,7 @@ class TrainingSpec(BaseModel):
     fusion_mib: int = Field(ge=0)
     cycle_ms: float = Field(gt=0.0)
     threads: int = Field(ge=0)
+    pin_ranks: bool
     seed: int = Field(ge=0, le=2**31 - 1)
 
     @property
@@ -162,4 +164,5 @@ class Sizes(BaseModel):
     gap_codes: int = Field(ge=3)
     new_session_gap: int = Field(ge=3)
     session_gap_s: int = Field(ge=1)
+    gap_edges_s: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     horizons_days: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)

@@ -21,9 +21,17 @@ from model.draws import seed_at
 from model.errors import ModelError
 from model.gradients import added, compact, scaled
 from model.head_losses import head_losses
-from model.losses import Negatives, NegativeSampler, bpr_max_loss, full_softmax, head_loss
+from model.losses import (
+    Negatives,
+    NegativeSampler,
+    bpr_max_loss,
+    distinct,
+    full_softmax,
+    head_loss,
+)
 from model.network import Network, Tensor, following, training_query
 from model.optimizer import Adam, Averages, penalised
+from model.repeat_losses import divided
 from model.spec import TrainingSpec
 from model.streams import StreamBatch, stream_seed
 from model.watch import TrainSums
@@ -72,6 +80,11 @@ class Steps:
             raise ModelError(
                 f"training.label_smoothing = {spec.label_smoothing} needs a softmax over items, which "
                 "training.loss = bpr_max does not have. Set it to 0, or take training.loss = cross_entropy."
+            )
+        if network.repeats and self._is_ranked:
+            raise ModelError(
+                "network.repeat = true needs a softmax over items, which training.loss = bpr_max does not have. Set it "
+                "to false, or take training.loss = cross_entropy."
             )
         if network.is_sampled(c.ITEM) or self._is_ranked:
             if spec.label_smoothing > 0.0:
@@ -142,6 +155,8 @@ class Steps:
             kind: sampler.draw(seed_at(seed, _NEGATIVES_SEED)) if sampler else None
             for kind, sampler in self._samplers.items()
         }
+        if self._network.repeats:
+            negatives = {kind: distinct(drawn) if drawn else None for kind, drawn in negatives.items()}
         parts = [
             self._part_gradients(part, first_row, seed, negatives) for first_row, part in _parts(batch, self._n_parts)
         ]
@@ -178,22 +193,30 @@ class Steps:
             losses = head_losses(network, rows, hidden, seed, first_row)
             objective = tf.add_n([self._spec.head_weights[head] * loss for head, loss in losses.items()])
         place = tf.where((items >= c.FIRST_ID) | (categories >= c.FIRST_ID))  # [P, 2]: nothing else meets the heads
-        hidden, query = tf.gather_nd(hidden, place), tf.gather_nd(query, place)  # [P, H], [P]
         sums, spec = [], self._spec
         importance = self._importance(rows, place)
         weights = {c.ITEM: spec.item_weight, c.CATEGORY: spec.category_weight}
         for kind, ahead in ((c.ITEM, items), (c.CATEGORY, categories)):
             targets = tf.gather_nd(ahead, place)  # [P]
-            answers = network.answer(kind, hidden, query)
+            known = _known(targets, importance)
             drawn = negatives[kind]
-            if drawn is not None and self._is_ranked:
-                loss = bpr_max_loss(network, kind, answers, targets, drawn, spec.bpr_regularisation, importance)
+            softmax = spec.label_smoothing, drawn, spec.softmax_precision
+            if kind in network.repeats:
+                answers = network.answer(kind, hidden, query)  # [B, L, E or C]
+                asked = network.asked(hidden, query)
+                found = divided(network, kind, rows, asked, answers, ahead, place, drawn)
+                answers = tf.gather_nd(answers, place)
+                new = found.is_new if importance is None else found.is_new * importance
+                loss = head_loss(network, kind, answers, targets, *softmax, new, found.columns)
+                loss -= tf.reduce_sum(known * found.log_p)
             else:
-                precision = spec.softmax_precision
-                loss = head_loss(network, kind, answers, targets, spec.label_smoothing, drawn, precision, importance)
+                answers = network.answer(kind, tf.gather_nd(hidden, place), tf.gather_nd(query, place))  # [P, E or C]
+                if drawn is not None and self._is_ranked:
+                    loss = bpr_max_loss(network, kind, answers, targets, drawn, spec.bpr_regularisation, importance)
+                else:
+                    loss = head_loss(network, kind, answers, targets, *softmax, importance)
             objective += weights[kind] * loss
-            is_known = targets >= c.FIRST_ID
-            sums += [loss, _count(is_known) if importance is None else tf.reduce_sum(importance[is_known])]
+            sums += [loss, tf.reduce_sum(known)]
         return objective, tf.stack([*sums, tf.cast(tf.shape(place)[0], tf.float32)])
 
     def _importance(self, rows: Mapping[str, Tensor], place: Tensor) -> Tensor | None:
@@ -233,6 +256,11 @@ def _rank_of(logits: Tensor, targets: Tensor) -> Tensor:
     own = tf.gather(logits, labels, batch_dims=1)  # [B]
     rank = tf.reduce_sum(tf.cast(logits >= own[:, None], tf.int32), axis=-1)
     return tf.where(targets >= c.FIRST_ID, rank, np.iinfo(np.int32).max - 1)
+
+
+def _known(targets: Tensor, importance: Tensor | None) -> Tensor:
+    known = tf.cast(targets >= c.FIRST_ID, tf.float32)
+    return known if importance is None else known * importance
 
 
 def _count(mask: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from model.repeats import without
+
 Tensor = Any  # TensorFlow 2.15 carries no types
 
 GROUP = (
@@ -32,11 +34,17 @@ class _Running(NamedTuple):
 
 
 def top_columns(
-    answers: Tensor, table: Tensor, bias: Tensor, k: Tensor, block_cells: Tensor = BLOCK_CELLS
+    answers: Tensor,
+    table: Tensor,
+    bias: Tensor,
+    k: Tensor,
+    block_cells: Tensor = BLOCK_CELLS,
+    excluded: Tensor | None = None,
 ) -> TopColumns:
     """The K best columns of answers·tableᵀ + bias and their log-softmax, exactly, in one pass over blocks of columns.
 
-    answers: [B, E]; table: [V, E]; bias: [V]; k: scalar, at most V; block_cells: scores held at a time.
+    answers: [B, E]; table: [V, E]; bias: [V]; k: scalar, at most V; block_cells: scores held at a time;
+    excluded: [B, S] columns that are no candidates of a row, -1 for none: they come last and have no share.
 
     Of a block, the best K lie in the K groups of `GROUP` neighbouring columns with the greatest maxima: in any other
     group each column has K better ones, ties going to the smaller column in both steps. So only K·GROUP scores of W are
@@ -55,6 +63,8 @@ def top_columns(
     def block(start: Tensor, *running: Tensor) -> list[Tensor]:
         stop = tf.minimum(start + width, n_columns)
         scores = tf.matmul(answers, table[start:stop], transpose_b=True) + bias[start:stop]  # [B, W]
+        if excluded is not None:
+            scores = without(scores, tf.where(excluded >= start, excluded - start, -1))
         return [stop, *_with_block(_Running(*running), scores, start, k)]
 
     shapes = [tf.TensorShape([]), *[tf.TensorShape([None, None])] * 2, *[tf.TensorShape([None, 1])] * 2]

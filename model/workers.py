@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -105,6 +106,8 @@ class HorovodWorkers:
         self._is_packed, self._pack_scale = False, 1.0
         if spec is not None:
             self._tune({FUSION: str(spec.fusion_mib * 2**20), CYCLE: str(spec.cycle_ms)})
+            if spec.pin_ranks:
+                self._pin()
             self._is_packed = spec.compression == "fp16"
             self._pack_scale = 1.0 / (spec.batch_rows * spec.backward_passes_per_step)
         import horovod.tensorflow as hvd
@@ -117,6 +120,9 @@ class HorovodWorkers:
     def _tune(self, settings: Mapping[str, str]) -> None:
         for name, value in settings.items():
             os.environ.setdefault(name, value)
+
+    def _pin(self) -> None:
+        pin_to_share()
 
     def sum(self, values: Floats) -> Floats:
         """See Workers."""
@@ -198,6 +204,25 @@ def connect_workers(spec: TrainingSpec | None = None, elastic: bool = False) -> 
     if "HOROVOD_RANK" in os.environ and int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
         return HorovodWorkers(spec)
     return SingleProcess()
+
+
+def pin_to_share() -> None:
+    """Keep this process, with all its threads, on its share of the cores that it may use.
+
+    Nothing is done where there are fewer cores than ranks, or where the rank runs in a task of a Spark cluster, which
+    shares the machine with others.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    ranks_here, place = (int(os.environ[f"HOROVOD_LOCAL_{name}"]) for name in ("SIZE", "RANK"))
+    n_cores = len(allowed) // ranks_here
+    if n_cores == 0 or RANK_CORES in os.environ:
+        return
+    share = allowed[place * n_cores : (place + 1) * n_cores]
+    os.sched_setaffinity(0, share)  # threads started from now on inherit it
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # one that has ended meanwhile
+            os.sched_setaffinity(int(thread), share)
+    os.environ[RANK_CORES] = str(n_cores)
 
 
 def use_threads(threads: int, side_by_side: bool = True) -> int:

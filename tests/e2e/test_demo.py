@@ -13,26 +13,9 @@ from features import columns as c
 from jobs.java import ensure_java
 from jobs.settings import CONF_DIR
 from jobs.store import Store
+from tests.e2e.conftest import run
 
 DATE = "2024-06-30"
-SMALLER = ["simulation.users=1500", "training.max_epochs=5", "evaluation.n_bootstrap=200"]
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Root of a finished demo, and what it printed for people."""
-    root = tmp_path_factory.mktemp("demo") / "out"
-    done = run("jobs.run", "--demo", "--root", str(root), *(part for text in SMALLER for part in ("--set", text)))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return root, done.stdout
-
-
-def run(module: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "INTEREST_SPARK_PROFILE": "local"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
 
 
 def ndcg(root: Path, target: str) -> dict[str, dict[str, float]]:
@@ -42,7 +25,6 @@ def ndcg(root: Path, target: str) -> dict[str, dict[str, float]]:
     return {r["model"]: r for r in rows if (r["target"], r["metric"], r["k"]) == (target, "ndcg", 10)}
 
 
-@pytest.mark.timeout(300)
 def test_the_model_lies_between_the_best_baseline_and_the_oracle(demo: tuple[Path, str]) -> None:
     rows = ndcg(demo[0], "category")
     baselines = {name: row for name, row in rows.items() if name not in {"model", "oracle", "latent truth"}}
@@ -62,11 +44,16 @@ def test_every_user_is_scored_once_with_probabilities(demo: tuple[Path, str]) ->
     assert len(set(users)) == len(users)
     version = Store(str(root)).manifest("scores_v1", DATE, "")
     assert version.rows == len(users)
-    for row in scores[:200]:
+    by_model = [row for row in scores if row[c.PROVENANCE] == "model"]
+    for row in by_model[:200]:
         shares = [interest[c.PROBABILITY] for interest in row[c.INTERESTS]]
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) <= 1.0001
         assert len({item[c.ITEM_ID] for item in row[c.ITEMS]}) == len(row[c.ITEMS]) > 0
+        assert {tuple(entry[c.DAYS] for entry in of[c.DAYS_AHEAD]) for of in row[c.INTERESTS]} == {(1, 7, 30)}
+        assert 0 < row[c.BACK][0][c.PROBABILITY] <= row[c.BACK][1][c.PROBABILITY] <= 1
+        assert 0 < row[c.DRIFT] < 1
+        assert 0 < row[c.CONTACTS_PER_WEEK] <= 3
 
 
 def test_what_was_refused_is_what_was_spoilt(demo: tuple[Path, str]) -> None:
@@ -93,9 +80,53 @@ def test_scoring_again_gives_equal_rows(demo: tuple[Path, str]) -> None:
         return sorted(json.dumps(row, default=str) for row in rows)
 
     before = scores()
-    done = run("jobs.score", "--root", str(root), "--date", DATE, "--conf", str(CONF_DIR / "demo.yaml"))
+    arguments = ("--root", str(root), "--date", DATE, "--conf", str(CONF_DIR / "demo.yaml"))
+    done = run("jobs.score", *arguments, INTEREST_LOG_FORMAT="json")
     assert done.returncode == 0, done.stderr
     assert scores() == before
+
+    lines = [json.loads(line) for line in done.stderr.splitlines()]  # nothing but JSON, tasks' own lines included
+    assert {(line["job"], line["date"], line["level"]) for line in lines} == {("score", DATE, "info")}
+    assert len({line["run"] for line in lines}) == 1
+    of_tasks = [line["text"] for line in lines if line["stage"] == "score"]
+    written = [int(text.split(", ")[1].split(" written")[0].replace(",", "")) for text in of_tasks]
+    assert sum(written) == len(before)
+    left = json.loads((root / "_runs" / f"dt={DATE}" / "score" / "metrics.json").read_text())
+    assert (left["exit_code"], left["result"]["rows"]) == (0, len(before))
+
+
+def test_a_run_leaves_its_numbers_and_sparks_event_log(demo: tuple[Path, str]) -> None:
+    folder = demo[0] / "_runs"
+    left = json.loads((folder / f"dt={DATE}" / "run" / "metrics.json").read_text())
+    assert [stage["name"] for stage in left["result"]["stages"]][:2] == ["simulate", "sessionize"]
+    text = (folder / f"dt={DATE}" / "run" / "metrics.prom").read_text()
+    assert 'interest_job_value{job="run",name="stages.sessionize.seconds"}' in text
+    (log,) = (folder / "dt=undated" / "spark-events").iterdir()  # the day was found in the log
+    events = [json.loads(line)["Event"] for line in log.read_text().splitlines()]
+    assert (events[0], events[-1]) == ("SparkListenerLogStart", "SparkListenerApplicationEnd")
+
+
+def test_a_plan_says_what_the_run_counted(demo: tuple[Path, str]) -> None:
+    root, store = demo[0], Store(str(demo[0]))
+    sessions, training = (store.manifest(table, DATE, "") for table in ("sessions_v1", "training_sequences_v1"))
+    stages = json.loads((root / "_run" / f"dt={DATE}" / "stages.json").read_text())
+    arguments = ("--root", str(root), "--date", DATE, "--cores", str(stages["cores"]), "--json")
+    known = json.loads(run("jobs.plan", *arguments).stdout)
+    found = {stage["name"]: stage for stage in known["stages"]}
+    assert found["sessionize"]["size"] is None  # no log is named
+    assert found["vocabulary"]["size"] == sessions.counters["events"]
+    assert found["train"]["size"] == training.counters["splits"]["train"]["rows"]
+    assert known["row_groups"] == training.counters["splits"]["train"]["row_groups"]
+    assert found["score"]["size"] == store.manifest("scores_v1", DATE, "").rows
+    took = dict(stages["stages"])
+    for name in ("vocabulary", "sequences", "train", "score"):  # the same sizes on the same cores
+        assert found[name]["seconds"] == pytest.approx(took[name], abs=3.0)
+
+    log = ("--source", "simulated", "--input", str(root / "raw"), "--bootstrap")
+    first = {stage["name"]: stage for stage in json.loads(run("jobs.plan", *arguments, *log).stdout)["stages"]}
+    assert first["sessionize"]["size"] == pytest.approx(sessions.counters["rows_read"], rel=0.02)
+    (n_partitions,) = {Path(file["path"]).stem.split("-of-")[1][:5] for file in sessions.files}
+    assert first["sessionize"]["tasks"] == int(n_partitions)
 
 
 def test_a_stage_runs_the_same_under_spark_submit(demo: tuple[Path, str]) -> None:
@@ -108,7 +139,7 @@ def test_a_stage_runs_the_same_under_spark_submit(demo: tuple[Path, str]) -> Non
             str(CONF_DIR.parent / "jobs" / "vocabulary.py"), "--root", str(root), "--date", DATE,
         ],
         env={**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert store.manifest("vocabulary_v1", DATE, "").hash == before

@@ -1,5 +1,6 @@
 """Nights against everything at once: scoring sequences from histories and layers, scores from last night's states."""
 
+import json
 import shutil
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,10 +14,21 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.contracts import HISTORIES, SCORES, SEQUENCES, SESSIONS, USER_STATES, VOCABULARY, ContractError
+from features.contracts import (
+    DRIFT,
+    HISTORIES,
+    SCORES,
+    SCORES_EXPLODED,
+    SEQUENCES,
+    SESSIONS,
+    USER_STATES,
+    VOCABULARY,
+    Contract,
+    ContractError,
+)
 from features.histories import buckets_of, spark_hash
 from features.states import OUTCOMES
-from jobs import histories
+from jobs import explain, histories
 from jobs.bucket_files import GONE, BucketPlan, _write_share, shares_of
 from jobs.histories import build_scoring_sequences
 from jobs.layers import earlier_layer, layers_of, read_sequences
@@ -27,30 +39,31 @@ from jobs.settings import Settings, load_settings
 from jobs.store import Manifest, Store
 from jobs.vocabulary import build_vocabulary
 from model.bundle import Bundle, Reports, save_bundle, vocabulary_lists
-from model.spec import NetworkSpec, Sizes
+from model.spec import HEADS, NetworkSpec, Sizes
 from tests.logs import SOURCE, line, write_log
 
 FIRST = date(2024, 3, 1)
 NIGHTS = [FIRST + timedelta(days=k) for k in range(5)]
 USERS = [f"u{k}" for k in range(12)]
+SHORT = [
+    "sessions.lateness_days=1",
+    "sequences.length=4",
+    "sequences.history_events=7",
+    "sequences.compact_share=1000",
+    "sequences.compact_runs=1",
+    "sequences.split.protocol=leave_one_out",
+    "sequences.world_sizes=[1]",
+    "sequences.split.valid_days=1",
+    "sequences.split.test_days=1",
+    "feeds.exploded=true",
+    "feeds.drift_users=4",
+]
 
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     """Short histories, so that the cap acts; new histories when more than one run lies on them."""
-    return load_settings(
-        assignments=[
-            "sessions.lateness_days=1",
-            "sequences.length=4",
-            "sequences.history_events=7",
-            "sequences.compact_share=1000",
-            "sequences.compact_runs=1",
-            "sequences.split.protocol=leave_one_out",
-            "sequences.world_sizes=[1]",
-            "sequences.split.valid_days=1",
-            "sequences.split.test_days=1",
-        ]
-    )
+    return load_settings(assignments=SHORT)
 
 
 def log_of(day: date, random: np.random.Generator) -> list[str]:
@@ -203,11 +216,14 @@ def bundle(root: Path, settings: Settings, seed: int) -> str:
         gap_codes=c.FIRST_GAP + len(edges_s) + 1,
         new_session_gap=spec.new_session_gap(settings.sessions.gap_s),
         session_gap_s=settings.sessions.gap_s,
+        gap_edges_s=edges_s,
         horizons_days=spec.horizons_days,
     )
     network_spec = NetworkSpec.model_validate({**settings.network.model_dump(), "units": 8, "layers": 2})
-    network = Network(network_spec, sizes, seed)
+    network, random = Network(network_spec, sizes, seed, heads=HEADS), np.random.default_rng(seed)
     weights = {name: weight.numpy() for name, weight in network.weights.items()}
+    heads = [name for name in weights if name.split("/")[0] in (*HEADS, "silence")]
+    weights |= {name: random.normal(scale=0.5, size=weights[name].shape).astype(np.float32) for name in heads}
     weights["query/shift"] = np.linspace(-1, 1, weights["query/shift"].size, dtype=np.float32).reshape(3, 8)
     made = Bundle(network_spec, sizes, edges_s, tokens, counts, weights, "", "data", "another day's", "code")
     path = str(root / f"bundle-{seed}")
@@ -247,6 +263,19 @@ def assert_same_scores(mine: dict[str, dict[str, Any]], theirs: dict[str, dict[s
         assert [(e[c.CATEGORY_ID], e[c.PAST_SHARE], e[c.TREND]) for e in row[c.INTERESTS]] == [
             (e[c.CATEGORY_ID], e[c.PAST_SHARE], e[c.TREND]) for e in other[c.INTERESTS]
         ]
+        assert flat_outlook(row) == pytest.approx(flat_outlook(other), abs=1e-4)
+
+
+def flat_outlook(row: dict[str, Any]) -> dict[str, float]:
+    """Every number that a row says of the days ahead, by its place."""
+    found = {c.DRIFT: row[c.DRIFT], c.CONTACTS_PER_WEEK: row[c.CONTACTS_PER_WEEK]}
+    for name, key in ((c.BACK, c.HOURS), (c.BEST_HOURS, c.HOUR), (c.NEXT_ACTIONS, c.ACTION)):
+        found |= {f"{name}/{entry[key]}": entry[c.PROBABILITY] for entry in row[name]}
+    for interest in row[c.INTERESTS]:
+        for entry in interest[c.DAYS_AHEAD]:
+            place = f"{interest[c.CATEGORY_ID]}/{entry[c.DAYS]}"
+            found |= {f"{place}/share": entry[c.SHARE], f"{place}/touched": entry[c.TOUCHED]}
+    return found
 
 
 def outcomes(manifest: Manifest) -> dict[str, int]:
@@ -266,6 +295,14 @@ def test_each_nights_scores_are_those_of_scoring_everyone_anew(
         all_scores[day] = scores_of(root, day)
         assert_same_scores(all_scores[day], scores_of(anew, day))
     assert len({str(row[c.ITEMS]) for row in all_scores[NIGHTS[-1]].values()}) == len(USERS)
+    # Whoever stays silent over nights is still told of as silent as he is.
+    silent = {user: [all_scores[day][user] for day in NIGHTS] for user in USERS}
+    silent = {user: rows for user, rows in silent.items() if len({str(row[c.ITEMS]) for row in rows[1:]}) == 1}
+    assert silent
+    for told in silent.values():
+        assert len({str(row[c.BACK]) for row in told}) == len(NIGHTS)
+        assert len({row[c.DRIFT] for row in told}) > 1
+        assert len(flat_outlook(told[0])) == 2 + 2 + 3 + 5 + 6 * len(told[0][c.INTERESTS])
 
 
 def test_a_night_reads_new_events_only(scored: tuple[Path, dict[date, Manifest]]) -> None:
@@ -298,6 +335,11 @@ def test_another_model_or_vocabulary_or_coding_rebuilds(
         return outcomes(manifest), said.out + said.err
 
     assert again(str(root / "bundle-1"), settings)[0] == outcomes(scored[1][day])
+    store, feeds = Store(str(root)), settings.feeds.model_copy(update={"exploded": False})
+    assert str(day) in store.dates(SCORES_EXPLODED.name)
+    assert again(str(root / "bundle-1"), settings.model_copy(update={"feeds": feeds}))[0] == outcomes(scored[1][day])
+    assert str(day) not in store.dates(SCORES_EXPLODED.name)  # it would be of the scores before
+    assert str(day) in store.dates(DRIFT.name)
     found, said = again(bundle(root, settings, seed=2), settings)
     assert found == everyone
     assert "no earlier states can be carried (those of 2024-03-04: model_version is 2024-03-01-" in said
@@ -335,3 +377,95 @@ def test_torn_states_are_refused(
         score(spark, settings, str(root), day, str(root / "bundle-1"))
     assert Store(str(root)).manifest(SCORES.name, day, "").hash == before
     assert outcomes(score(spark, settings, str(root), day, str(root / "bundle-1"), full=True))["replayed"] == len(USERS)
+
+
+@pytest.mark.parametrize("table", [SCORES, USER_STATES], ids=lambda table: str(table.name))
+def test_a_file_of_last_night_with_a_flipped_byte_is_refused(
+    spark: SparkSession,
+    settings: Settings,
+    scored: tuple[Path, dict[date, Manifest]],
+    tmp_path: Path,
+    table: Contract,
+) -> None:
+    root, day = tmp_path / "copy", NIGHTS[-1]
+    shutil.copytree(scored[0], root)
+    damaged = sorted((root / table.name / f"dt={NIGHTS[-2]}").glob("*.parquet"))[0]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 3] ^= 1  # within the pages: Parquet itself may read on
+    damaged.write_bytes(content)
+    before = Store(str(root)).manifest(SCORES.name, day, "").hash
+    with pytest.raises(ContractError, match=f"{damaged.name} is damaged: .* jobs/score.py --full for this day"):
+        score(spark, settings, str(root), day, str(root / "bundle-1"))
+    assert Store(str(root)).manifest(SCORES.name, day, "").hash == before
+    score(spark, settings, str(root), day, str(root / "bundle-1"), full=True)
+    assert_same_scores(scores_of(root, day), scores_of(scored[0], day))
+
+
+def test_feeds_are_made_of_the_scores_of_the_day(
+    scored: tuple[Path, dict[date, Manifest]], spark: SparkSession
+) -> None:
+    root, made = scored
+    store = Store(str(root))
+    for day in (FIRST, NIGHTS[-1]):
+        rows = scores_of(root, day)
+        flat = store.read(spark, SCORES_EXPLODED, day, "").orderBy(c.USER_ID, c.RANK).collect()
+        assert [tuple(row) for row in flat] == [
+            (user, rank, item[c.ITEM_ID], item[c.PROBABILITY])
+            for user in sorted(rows)
+            for rank, item in enumerate(rows[user][c.ITEMS], start=1)
+        ]
+        top = sorted(rows, key=lambda user: (-rows[user][c.DRIFT], user))[:4]
+        moved = store.read(spark, DRIFT, day, "").orderBy(c.RANK).collect()
+        assert [(row[c.RANK], row[c.USER_ID]) for row in moved] == list(enumerate(top, start=1))
+        assert store.manifest(DRIFT.name, day, "").inputs == {f"{SCORES.name}/{day}": made[day].hash}
+
+
+def test_a_row_is_explained_by_its_events_and_months(
+    scored: tuple[Path, dict[date, Manifest]], settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, day = scored[0], NIGHTS[-1]
+    row = scores_of(root, day)["u3"]
+    flags = ["--root", str(root), "--date", str(day), "--user", "u3", "--bundle", str(root / "bundle-1")]
+    flags += [part for name in SHORT for part in ("--set", name)]
+    assert explain.main([*flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["interest"][c.CATEGORY_ID] == row[c.INTERESTS][0][c.CATEGORY_ID]
+    assert told["item"][c.ITEM_ID] == row[c.ITEMS][0][c.ITEM_ID]
+    assert len(told["events"]) == settings.sequences.length
+    assert [event["event_time"] for event in told["events"]] == sorted(event["event_time"] for event in told["events"])
+    assert all(np.isfinite(event[name]) for event in told["events"] for name in ("interest_effect", "item_effect"))
+    assert len({event["interest_effect"] for event in told["events"]}) > 1
+    assert [month["month"] for month in told["months"]] == ["2024-03"]
+    assert sum(share["share"] for share in told["months"][0]["shares"]) == pytest.approx(1)
+    probability = {e[c.CATEGORY_ID]: e[c.PROBABILITY] for e in told["months"][0]["expected"]}
+    listed = {e[c.CATEGORY_ID]: e[c.PROBABILITY] for e in row[c.INTERESTS]}
+    assert {name: probability[name] for name in listed} == pytest.approx(listed, rel=1e-4)
+
+    assert explain.main(flags) == 0
+    said = capsys.readouterr().out
+    assert f"Next interest: {told['interest'][c.CATEGORY_ID]}, " in said
+    most = max(told["events"], key=lambda event: abs(event["interest_effect"]))
+    line = said.split("What moved the interest most")[1].splitlines()[1]
+    assert most["event_time"][:16].replace("T", " ") in line
+    assert line.endswith(f"× {np.exp(most['interest_effect']):.2f}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "said"),
+    [
+        (["--user", "nobody"], 2, "has no row of user nobody"),
+        (["--date", "2023-01-01"], 3, "scores_v1 has no finished partition for 2023-01-01"),
+        (["--months", "0"], 2, "--months 0: take 1 or more"),
+        ([], 3, "no bundle below"),
+    ],
+)
+def test_what_cannot_be_explained_is_said(
+    scored: tuple[Path, dict[date, Manifest]],
+    capsys: pytest.CaptureFixture[str],
+    changed: list[str],
+    code: int,
+    said: str,
+) -> None:
+    flags = ["--root", str(scored[0]), "--date", str(NIGHTS[-1]), "--user", "u3", *changed]
+    assert explain.main(flags) == code
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -32,8 +32,6 @@ from jobs.settings import load_settings
 from jobs.simulate import simulate
 from jobs.store import Store
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole week, also on a busy machine
-
 PROJECT = Path(nightly.__file__).parent.parent
 FIRST, DAYS = date(2024, 3, 1), 26
 NIGHTS = [FIRST + timedelta(days=DAYS - 7 + k) for k in range(7)]
@@ -52,6 +50,7 @@ CONF: dict[str, Any] = {
     # 300 users are few: their days differ more than those of a whole shop.
     "input_quality": {"min_nights": 1, "max_category_psi": 1.0, "max_new_user_share": 0.9},
     "gate": {"category_margin": 0.08, "item_margin": 0.08, "max_ece": 0.3, "max_interest_psi": 1.0},
+    "report": {"people": 2, "images": False},
     "retention": {"nights": {"sequences_v1": 2, "training_sequences_v1": 1, "open_sessions_v1": 2, "scores_v1": 3}},
 }
 # Steps a thousand times too long: a model that is sure of anything.
@@ -171,6 +170,7 @@ def test_a_quiet_night_scores_with_the_model_in_use(week: Week) -> None:
         "sequences",
         "score",
         "publish",
+        "report",
         "retention",
     ]
     assert run.metrics["published"]["model_version"] == first.metrics["published"]["model_version"]
@@ -274,3 +274,11 @@ def test_what_is_published_is_whole_and_needs_nothing_that_went(week: Week, spar
     assert len(store.dates(SEQUENCES.name)) < len(NIGHTS)
     emptied = week.root / OPEN_SESSIONS.name / f"dt={NIGHTS[0]}"
     assert [path.name for path in emptied.iterdir()] == ["_MANIFEST.json"]
+
+
+def test_a_published_night_has_a_report_and_one_that_was_refused_has_none(week: Week) -> None:
+    steps = {step["name"]: step["status"] for step in week.runs["first"].metrics["steps"]}
+    assert steps["report"] == "done"
+    page = week.root / "report" / f"dt={NIGHTS[0]}" / "report.html"
+    assert "Interests on" in page.read_text(encoding="utf-8")
+    assert "report" not in [step["name"] for step in week.runs["cut short"].metrics["steps"]]

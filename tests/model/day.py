@@ -13,7 +13,7 @@ from tests.model import tables
 
 CODING = {
     "length": tables.LENGTH,
-    "gap_edges_s": [1, 60, 1800, 86400, 604800],
+    "gap_edges_s": list(tables.SIZES.gap_edges_s),
     "new_session_gap": 5,
     "horizons_days": [1, 2],
 }

@@ -24,6 +24,7 @@ SIZES = Sizes(
     gap_codes=8,
     new_session_gap=5,
     session_gap_s=1800,
+    gap_edges_s=(10, 300, 1800, 20_000, 100_000),
     horizons_days=(1, 2),
 )
 NETWORK = NetworkSpec(
@@ -42,6 +43,7 @@ NETWORK = NetworkSpec(
     position_dim=0,
     session_positions=4,
     oov_from_category=False,
+    repeat=False,
     embedding_dropout=0.0,
     hidden_dropout=0.0,
     query_dropout=0.3,
@@ -97,6 +99,7 @@ TRAINING = TrainingSpec(
     fusion_mib=128,
     cycle_ms=1.0,
     threads=1,
+    pin_ranks=False,
     seed=7,
 )
 TRACKING = TrackingSpec(tensorboard_steps=2, mlflow_uri=None, mlflow_experiment="tests")

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from features import columns as c
 from model.bundle import save_bundle
 from model.errors import ModelError
 from model.network import Network
+from model.outlook import outlook
 from model.predict import Future, Predictor
 from model.returns import log_survival
 from model.spec import HEADS
@@ -130,6 +132,44 @@ def test_a_future_holds_distributions_and_probabilities(predictor: Predictor):
     assert predictor._future.experimental_get_tracing_count() == 1
 
 
+def test_states_that_were_carried_tell_the_same_future(predictor: Predictor, monkeypatch: pytest.MonkeyPatch):
+    channels, length, next_gap = _rows(300)
+    silence_s = np.arange(300, dtype=np.int32) * 4_000
+    whole = predictor.future(channels, length, next_gap, silence_s)
+    half = length // 2
+    state = predictor.advance(channels, half, np.zeros((300, predictor.state_floats), np.float32))
+    places = np.minimum(half[:, None] + np.arange(predictor.sizes.length), predictor.sizes.length - 1)
+    rest = {name: np.take_along_axis(channel, places, axis=1) for name, channel in channels.items()}
+    state = predictor.advance(rest, length - half, state)
+    hour = np.take_along_axis(channels[c.HOUR], length[:, None] - 1, axis=1)[:, 0]
+    monkeypatch.setattr("model.predict._FUTURE_CELLS", 64 * 2 * tables.SIZES.categories)
+    carried = predictor.future_of(state, hour, silence_s)
+    for name, mine, theirs in zip(Future._fields, carried, whole, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(predictor.back_of(state, silence_s), whole.back, rtol=1e-4, atol=1e-6)
+    assert predictor._future.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("changes", [{"cell": "cnn"}, {"cell": "gru", "layers": 2, "layer_norm": True}])
+def test_heads_read_the_last_output_of_any_network(tmp_path: Path, changes: dict[str, object]):
+    spec, folder = tables.NETWORK.model_copy(update=changes), str(tmp_path / "dt=2024-06-30")
+    rng, network = np.random.default_rng(2), Network(spec, tables.SIZES, seed=3, heads=HEADS)
+    network.set_weights({name: rng.normal(size=of.shape, scale=0.5) for name, of in network.weights.items()})
+    weights = {name: weight.numpy() for name, weight in network.weights.items()}
+    save_bundle(folder, "2024-06-30", replace(bundle(), spec=spec, weights=weights), REPORTS)
+    (channels, length, next_gap), silence_s = _rows(40), np.arange(40, dtype=np.int32) * 9_000
+    hidden = network.encode(channels).numpy()[np.arange(40), length - 1]
+    state = network.advance(channels, length, tf.zeros([40, network.state_floats]))
+    np.testing.assert_allclose(network.newest(state), hidden, rtol=1e-4, atol=1e-5)
+    is_event = np.arange(tables.LENGTH) < length[:, None]
+    paces = network.paces(channels[c.GAP], is_event).numpy()[np.arange(40), length - 1]
+    np.testing.assert_allclose(network.pace(state), paces, rtol=1e-5)
+    said = outlook(network, state, channels[c.HOUR][np.arange(40), length - 1], silence_s)
+    found = Predictor.load(folder).future(channels, length, next_gap, silence_s)
+    for name, values in said.items():
+        np.testing.assert_allclose(getattr(found, name), values.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_no_rows_have_an_empty_future(predictor: Predictor):
     future = predictor.future(*_rows(0), np.zeros(0, np.int32))
     assert [len(part) for part in future] == [0] * 6
@@ -145,5 +185,8 @@ def test_a_time_before_the_last_event_is_refused(predictor: Predictor):
 def test_a_bundle_without_such_heads_says_so(tmp_path: Path):
     folder = str(tmp_path / "dt=2024-06-30")
     save_bundle(folder, "2024-06-30", bundle(), REPORTS)
+    bare = Predictor.load(folder)
     with pytest.raises(ModelError, match=r"has no head for the time ahead.*horizon_weight"):
-        Predictor.load(folder).future(*_rows(2), np.zeros(2, np.int32))
+        bare.future(*_rows(2), np.zeros(2, np.int32))
+    with pytest.raises(ModelError, match=r"has no head when"):
+        bare.back_of(np.zeros((2, bare.state_floats), np.float32), np.zeros(2, np.int32))

@@ -17,6 +17,8 @@ from tests.model import lives, tables
 SEED = tf.constant([3, 64])
 SPAN_S = tables.NETWORK.return_bins_h[-1] * 3600
 DAY_S = 86_400
+# What stands for the gap codes that end a session, by the edges of tables.SIZES.
+SILENCE_DAYS = {5: math.sqrt(1800 * 20_000) / DAY_S, 6: math.sqrt(20_000 * 100_000) / DAY_S, 7: 100_000 / DAY_S}
 
 
 def _random_life(rng: np.random.Generator) -> lives.Life:
@@ -98,7 +100,11 @@ def _oracle(network: Network, cuts: list[tuple[lives.Life, int, int]], hidden: n
             gap_s = life.time_s[at + 1] - now_s if has_next else None
             if has_next and gap_s <= 1800:
                 continue
-            hazards = 1 / (1 + np.exp(-(state @ w["when/projection"] + w["when/bias"])))
+            codes = rows[c.GAP][at_row, : at - start + 1].tolist()
+            days = [SILENCE_DAYS[code] for code in codes if code in SILENCE_DAYS]
+            pace = np.array([math.log((sum(days) + 1) / (len(days) + 1)), math.log(1 + len(days))])
+            logits = state @ w["when/projection"] + w["when/bias"] + pace @ w["when/pace"]
+            hazards = 1 / (1 + np.exp(-logits))
             for k, hazard in enumerate(hazards):
                 time_s = gap_s if has_next else known_at - now_s
                 low, high = edges_s[k : k + 2]

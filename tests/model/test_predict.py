@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from model.network import Network
 from model.predict import Predictor
 from tests.model import tables
 from tests.model.test_bundle import REPORTS, bundle
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def test_rows_sum_to_one_and_padding_and_unknown_have_none(predictor: Predictor)
 
 
 def test_the_number_of_rows_and_their_place_change_nothing(predictor: Predictor):
-    channels, length, next_gap = _rows(600)  # three batches, the last one filled up
+    channels, length, next_gap = _rows(600)  # three batches
     items, _ = predictor.probabilities(channels, length, next_gap)
     assert items.shape[0] == 600
     for at in (0, 255, 256, 599):
@@ -47,6 +51,38 @@ def test_the_number_of_rows_and_their_place_change_nothing(predictor: Predictor)
         )
         np.testing.assert_allclose(alone[0], items[at], rtol=1e-4)
     assert predictor._probabilities.experimental_get_tracing_count() == 1
+
+
+_MILLION = """
+import resource, sys
+from dataclasses import replace
+import numpy as np
+from features import columns as c
+from model.network import Network
+from model.predict import Predictor
+from tests.model import tables
+from tests.model.test_bundle import bundle
+sizes = tables.SIZES.model_copy(update={"items": c.FIRST_ID + 1_000_000})
+network = Network(tables.NETWORK, sizes, seed=1)
+known = Predictor(replace(bundle(), sizes=sizes, weights={k: w.numpy() for k, w in network.weights.items()}))
+rows = tables.ruled_rows(8, seed=4)
+def ask(n):
+    channels = {name: rows[name][:n] for name in c.CHANNELS}
+    return known.probabilities(channels, rows[c.LENGTH][:n], rows[c.NEXT_GAP][:n])[0]
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+np.testing.assert_allclose(ask(8)[0], ask(1)[0], rtol=1e-4)
+print(peak() - before)
+"""
+
+
+def test_a_few_rows_of_a_million_items_take_the_memory_of_a_few_rows():
+    done = subprocess.run(
+        [sys.executable, "-c", _MILLION], capture_output=True, text=True, timeout=900, check=False, cwd=PROJECT
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    n_mib = float(done.stdout.split()[-1])
+    assert n_mib < 500, "eight rows are 31 MiB of probabilities, 256 rows 977 MiB, and that several times"
 
 
 def test_top_is_the_sorted_head_of_the_full_distribution(predictor: Predictor):
@@ -58,6 +94,17 @@ def test_top_is_the_sorted_head_of_the_full_distribution(predictor: Predictor):
         np.testing.assert_array_equal(ids, order)
         np.testing.assert_allclose(p, np.take_along_axis(full, order, axis=1), rtol=1e-4)
         assert (ids.dtype, p.dtype) == (np.int32, np.float32)
+
+
+def test_one_id_has_the_log_probability_of_the_full_distribution(predictor: Predictor):
+    channels, length, next_gap = _rows(300)
+    full = predictor.probabilities(channels, length, next_gap)
+    state = predictor.advance(channels, length, np.zeros((300, predictor.state_floats), np.float32))
+    ids = [c.FIRST_ID + np.arange(300, dtype=np.int32) % (part.shape[1] - c.FIRST_ID) for part in full]
+    for found, part, of in zip(predictor.log_p_of(state, next_gap, channels, length, *ids), full, ids, strict=True):
+        np.testing.assert_allclose(found, np.log(part[np.arange(300), of]), atol=1e-4)
+    with pytest.raises(ModelError, match="Probabilities of item ids 1 to"):
+        predictor.log_p_of(state, next_gap, channels, length, ids[0] - 1, ids[1])
 
 
 def test_ties_go_to_the_smaller_id(tmp_path: Path):
@@ -98,7 +145,7 @@ def test_a_state_carried_over_any_cut_equals_the_whole_read_at_once(predictor: P
     assert {0, 1} <= set((length - first).tolist())
     np.testing.assert_allclose(carried, whole, atol=1e-5)
     for state in (whole, carried):
-        top = predictor.top_of(state, next_gap, k_items=20, k_categories=4)
+        top = predictor.top_of(state, next_gap, channels, length, k_items=20, k_categories=4)
         items, categories = predictor.probabilities(channels, length, next_gap)
         for full, ids, p in ((items, top.item_ids, top.item_p), (categories, top.category_ids, top.category_p)):
             np.testing.assert_allclose(np.log(p), np.log(np.take_along_axis(full, ids, axis=1)), atol=1e-4)
@@ -109,7 +156,7 @@ def test_lengths_and_numbers_of_rows_are_traced_once(predictor: Predictor):
         channels, length, next_gap = _rows(n)
         for least in (1, 5):
             state = predictor.advance(channels, np.minimum(length, least), _state(predictor, n))
-            predictor.top_of(state, next_gap, k_items=least, k_categories=2)
+            predictor.top_of(state, next_gap, channels, length, k_items=least, k_categories=2)
     assert predictor._advance.experimental_get_tracing_count() == 1
     assert predictor._top.experimental_get_tracing_count() == 1
 
@@ -143,5 +190,6 @@ def test_two_layers_carry_both(tmp_path: Path):
 
 
 def test_states_of_another_model_are_refused(predictor: Predictor):
+    channels, length, next_gap = _rows(3)
     with pytest.raises(ModelError, match=r"States have shape \[3, 8\], model .* takes \[3, 64\]"):
-        predictor.top_of(np.zeros((3, 8), np.float32), np.ones(3, np.int32), 2, 2)
+        predictor.top_of(np.zeros((3, 8), np.float32), next_gap, channels, length, 2, 2)

@@ -38,9 +38,10 @@ def _moved(n_parts: int, monkeypatch: pytest.MonkeyPatch, training: dict[str, An
 @pytest.mark.parametrize(
     ("training", "spec"),
     [
-        (CHANGED, DRAWN),
+        (CHANGED, {**DRAWN, "repeat": True}),
         ({"loss": "bpr_max"}, {**DRAWN, "full_softmax_max_items": 5}),
         ({}, {**DRAWN, "full_softmax_max_items": 5, "sparse_min_items": 99, "cell": "gru"}),
+        ({}, {**DRAWN, "full_softmax_max_items": 5, "repeat": True}),
     ],
 )
 def test_a_batch_in_parts_moves_the_weights_as_a_whole_one_does(

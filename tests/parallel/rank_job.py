@@ -1,8 +1,9 @@
 """One rank of a training on a tiny table; run by the tests as a process of its own, alone or under horovodrun.
 
 Usage: python -m tests.parallel.rank_job FOLDER CASE. FOLDER holds `CASE.json` and the splits. Writes
-`CASE-weights-RANK.npz` and `CASE-history-RANK.json` on success, and in `CASE-record-PID.txt` a line for each step it
-took part in: the step, positions over all ranks, stream:number of its own batches. One that failed leaves no line.
+`CASE-weights-RANK.npz`, `CASE-history-RANK.json` and `CASE-cores-RANK.json` (cores of its threads) on success,
+and in `CASE-record-PID.txt` a line for each step it took part in: the step, positions over all ranks, stream:number of
+its own batches. One that failed leaves no line.
 """
 
 import argparse
@@ -55,6 +56,8 @@ def _main(arguments: argparse.Namespace) -> None:
     outcome = train(task, workers, Checkpoints(str(folder / "checkpoints"), 2), print)
     weights = {name: weight.numpy() for name, weight in outcome.network.weights.items()}
     np.savez(arguments.folder / f"{arguments.case}-weights-{workers.rank}.npz", **weights)
+    cores = sorted({core for task in os.listdir("/proc/self/task") for core in os.sched_getaffinity(int(task))})
+    (arguments.folder / f"{arguments.case}-cores-{workers.rank}.json").write_text(json.dumps(cores))
     (arguments.folder / f"{arguments.case}-history-{workers.rank}.json").write_text(json.dumps(outcome.history))
 
 

@@ -18,20 +18,17 @@ COMMIT_STEPS = trials.CASE["training"]["commit_steps"]
 CHECKPOINT_STEPS = trials.CASE["training"]["checkpoint_steps"]  # a commit too
 
 
-@pytest.mark.timeout(150)
 def test_one_of_two_ranks_is_lost_and_the_other_goes_on(folder_of_whole: Path):
     _lose_one(folder_of_whole, trials.new_seed(3))
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("trial", range(10))
 def test_one_of_two_ranks_is_lost_again_and_again(folder_of_whole: Path, trial: int):
     _lose_one(folder_of_whole, trials.new_seed(trial))
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300)
 def test_a_rank_that_is_added_takes_up_its_stream(folder_of_whole: Path):
     folder, case = folder_of_whole, "added"
     trials.write_case(folder, case, elastic=True, pause_s=0.1)
@@ -47,10 +44,10 @@ def test_a_rank_that_is_added_takes_up_its_stream(folder_of_whole: Path):
             assert driver.poll() is None
             time.sleep(0.1)
         more.touch()
-        assert driver.wait(200) == 0
+        assert driver.wait(600) == 0
     finally:
         driver.terminate()
-        driver.wait(30)
+        driver.wait(120)
     first, second = sorted(map(trials.steps, trials.records(folder, case)), key=lambda taken: taken[0].step)
     joined = second[0].step
     assert any(joined % steps == 1 for steps in (COMMIT_STEPS, CHECKPOINT_STEPS))
@@ -66,7 +63,7 @@ def _lose_one(folder: Path, seed: int) -> None:
     trials.write_case(folder, case, elastic=True)
     start = trials.Start(folder, case, ranks=2, min_ranks=1)
     (lost,) = start.kill(random.Random(seed), trials.N_STEPS - trials.SPARE_STEPS, n_victims=1)
-    start.thread.join(100)
+    start.thread.join(600)
     assert not start.thread.is_alive()
     assert start.error is None
     _ended_as_whole(folder, case)

@@ -88,7 +88,6 @@ def train_here(ranks: int, root: str, date: date, conf: Sequence[str], assignmen
     train(lambda: load_settings(conf, assignments), root, date)
 
 
-@pytest.mark.timeout(280)
 def test_folds_move_back_are_taken_up_again_and_averaged(
     spark: SparkSession,
     settings: Settings,

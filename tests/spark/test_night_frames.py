@@ -1,6 +1,6 @@
 """Counts of a night's log and of its scores, on rows given literally."""
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from features import columns as c
 from features.contracts import SCORES, VOCABULARY
 from features.input_quality import category_counts, day_counts, events_of_day, new_users
 from features.score_checks import degenerate_count, interest_mass, sample_of
+from tests.score_rows import score_row
 
 DAY = date(2024, 3, 2)
 
@@ -59,15 +60,15 @@ def test_users_that_were_never_seen_are_new_once(spark: SparkSession, events: Da
 
 def score(
     user: str, interests: list[tuple[str, float]], items: list[tuple[str, float]] | None = None, by: str = "model"
-) -> tuple[Any, ...]:
+) -> dict[str, Any]:
     listed = [(category, p, 0.1, "steady") for category, p in interests]
-    return user, datetime(2024, 3, 3, tzinfo=UTC), "m", by, listed, [("i1", 0.5)] if items is None else items
+    return score_row(user, listed, [("i1", 0.5)] if items is None else items, by)
 
 
 def test_rows_that_say_nothing_are_found(spark: SparkSession) -> None:
     good = [("a", 0.6), ("b", 0.2)]
     rows = [
-        score("good", good),
+        {**score("good", good), c.DRIFT: 0.5, c.BACK: [{c.HOURS: 24, c.PROBABILITY: 0.5}]},
         score("one interest", [("a", 0.5)]),
         score("unknown user", [("a", 0.5), ("b", 0.5)], by="popularity"),
         score("no interest", []),
@@ -75,11 +76,14 @@ def test_rows_that_say_nothing_are_found(spark: SparkSession) -> None:
         score("no number", [("a", float("nan")), ("b", 0.1)]),
         score("beyond one", good, [("i1", 1.5)]),
         score("all alike", [("a", 0.3), ("b", 0.3)]),
+        {**score("no drift", good), c.DRIFT: float("nan")},
+        {**score("no return", good), c.BACK: [{c.HOURS: 24, c.PROBABILITY: float("nan")}]},
     ]
     scores = spark.createDataFrame(rows, SCORES.schema)
-    found = {row[0] for row in rows if degenerate_count(scores.where(f"user_id = '{row[0]}'")).collect()[0][1]}
-    assert found == {row[0] for row in rows[3:]}
-    assert tuple(degenerate_count(scores).collect()[0]) == (8, 5)
+    users = [row[c.USER_ID] for row in rows]
+    found = {user for user in users if degenerate_count(scores.where(f"user_id = '{user}'")).collect()[0][1]}
+    assert found == set(users[3:])
+    assert tuple(degenerate_count(scores).collect()[0]) == (10, 7)
 
 
 def test_interests_of_the_population_are_the_likeliest_of_known_users(spark: SparkSession) -> None:

@@ -128,6 +128,7 @@ def test_no_raw_id_and_no_key_in_tables_manifests_logs_and_event_logs(spark: Spa
     event_log = everything_in(tmp_path / "spark-events")
     assert b"INFO" in said
     assert b"PythonUDF" in event_log or b"ArrowEvalPython" in event_log
+    assert not list(root.rglob("spark-events"))  # the event log that was asked for is the only one
     written = everything_in(root)
     found = said + event_log + written
     spelled = (KEY, KEY.hex().encode(), base64.b64encode(KEY), str(KEY).encode(), KEY.hex().upper().encode())

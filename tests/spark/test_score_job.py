@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame, SparkSession
 from features import columns as c
 from features.contracts import SCORES, SEQUENCES, VOCABULARY, ContractError
 from jobs import score as job
+from jobs.nightly_spec import FeedsSpec
 from jobs.settings import Settings
 from jobs.store import MANIFEST, Lineage, Store
 from model.errors import ModelError
@@ -23,7 +24,7 @@ from tests.spark.test_scoring import COUNTS, LENGTH, SPEC, MakeFake, history, ma
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 DAY = date(2024, 3, 1)
-SETTINGS = Settings.model_construct(scoring=SPEC)
+SETTINGS = Settings.model_construct(scoring=SPEC, feeds=FeedsSpec(exploded=False, drift_users=0))
 CODING = {"length": LENGTH, "gap_edges_s": [60, 1800], "new_session_gap": 4}
 
 

@@ -16,7 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
+from features.contacts import ActionValues, ContactsSpec
 from features.contracts import SEQUENCES, ContractError
+from features.outlook_columns import OutlookModel
 from features.scoring import HISTORY_COLUMNS, Names, ScoringSpec
 from features.states import Run, score_share
 from jobs.score_files import ScorePlan, write_scores
@@ -36,6 +38,11 @@ SPEC = ScoringSpec(
     batch_rows=2,
     bucket_users=100,
     anchor_events=1,
+    drift_days=7,
+    best_hours=2,
+    contacts=ContactsSpec(
+        values=ActionValues(view=0.0, click=0.1, like=0.2, cart=0.5, buy=1.0), session_worth=0.5, most_per_week=3.0
+    ),
 )
 # By id; 0 and 1 are PAD and OOV.
 ITEM_P = np.array([0, 0, 0.30, 0.25, 0.20, 0.15, 0.10], np.float32)
@@ -56,8 +63,9 @@ class FakeScorer:
     is_recurrent = True
     state_floats = 3
 
-    def __init__(self, by_past: bool = False, new_session_gap: int = 4) -> None:
+    def __init__(self, by_past: bool = False, new_session_gap: int = 4, outlook: OutlookModel | None = None) -> None:
         self.length = LENGTH
+        self.outlook = outlook
         self.new_session_gap = new_session_gap
         self.items = names("i")
         self.categories = names("c")
@@ -76,8 +84,11 @@ class FakeScorer:
             self.n_read += int(is_event.sum())
         return state
 
-    def top_of(self, state: Any, next_gap: Any, k_items: int, k_categories: int) -> tuple[Any, Any, Any, Any]:
-        assert next_gap.shape == (len(state),)
+    def top_of(
+        self, state: Any, next_gap: Any, channels: Any, length: Any, k_items: int, k_categories: int
+    ) -> tuple[Any, Any, Any, Any]:
+        assert next_gap.shape == length.shape == (len(state),)
+        assert set(channels) == set(c.CHANNELS)
         assert (state[:, 1] > 0).all()
         self.calls.append((len(state), k_items))
         shift = np.zeros(len(state), np.int64)

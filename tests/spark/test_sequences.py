@@ -73,11 +73,12 @@ def test_a_day_has_the_rows_of_its_splits_and_its_manifest_counts_them(
     built: tuple[str, Manifest, Manifest],
 ) -> None:
     root, sequences, training = built
-    assert (sequences.rows, training.rows) == (7, 21)
+    assert (sequences.rows, training.rows) == (7, 22)
     assert sorted(row[c.USER_ID] for row in rows_of(root, SEQUENCES.name)) == sorted(DAYS)
     users = {split: Counter(r[c.USER_ID] for r in rows_of(root, TRAINING_SEQUENCES.name, split)) for split in c.SPLITS}
     assert users == {
-        c.TRAIN: dict.fromkeys(REGULARS, 3),  # 12 events, of which 11 are targets, in windows of 4
+        # 12 events in windows of 4; a single event is a window, too
+        c.TRAIN: {**dict.fromkeys(REGULARS, 3), "once": 1},
         c.VALID: dict.fromkeys(REGULARS, 1),
         c.TEST: dict.fromkeys((*REGULARS, "two days"), 1),
     }
@@ -85,7 +86,7 @@ def test_a_day_has_the_rows_of_its_splits_and_its_manifest_counts_them(
         name: (found["rows"], found["row_groups"], found["smallest_group"], found["largest_group"])
         for name, found in training.counters["splits"].items()
     }
-    assert counted == {c.TRAIN: (12, 2, 6, 6), c.VALID: (4, 2, 2, 2), c.TEST: (5, 2, 2, 3)}
+    assert counted == {c.TRAIN: (13, 2, 6, 7), c.VALID: (4, 2, 2, 2), c.TEST: (5, 2, 2, 3)}
     assert training.row_groups == len(training.files) == 6
     wanted = {
         "protocol": "global_time",
@@ -121,7 +122,7 @@ def test_a_row_holds_the_users_own_events_as_ids(built: tuple[str, Manifest, Man
     assert row[c.SEEN_ITEMS] == sorted(set(items[:15]))
     windows = [row for row in rows_of(root, TRAINING_SEQUENCES.name, c.TRAIN) if row[c.USER_ID] == "bob"]
     targets = [target for row in windows for target in [*row[c.ITEM][1 : row[c.LENGTH]], row[c.NEXT_ITEM]]]
-    assert Counter(targets) == Counter(items[1:12])
+    assert Counter(targets) == Counter([*items[1:12], c.PAD])  # what follows the last one is not known
 
 
 def test_building_again_gives_equal_rows(
@@ -158,7 +159,7 @@ def test_a_split_that_cannot_be_trained_on_is_refused_and_the_old_day_stays(
 ) -> None:
     with pytest.raises(ContractError, match=message):
         build_sequences(spark, load_settings(assignments=[*SMALL, assignment]), built[0], LAST)
-    assert Store(built[0]).check(TRAINING_SEQUENCES, LAST, "jobs/sequences.py").rows == 21
+    assert Store(built[0]).check(TRAINING_SEQUENCES, LAST, "jobs/sequences.py").rows == 22
 
 
 def test_packing_keeps_every_row_once_in_equal_files_of_one_row_group(

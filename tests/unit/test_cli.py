@@ -19,7 +19,7 @@ from jobs.cli import run_job, stage_parser
 def work(arguments):
     print("started", flush=True)
     time.sleep(60)
-sys.exit(run_job(work, stage_parser("x", "x", needs_date=False), ["--root", "r"]))
+sys.exit(run_job(work, stage_parser("score", needs_date=False), ["--root", "r"]))
 """
 
 
@@ -44,7 +44,7 @@ def started(nohup: bool = False) -> "subprocess.Popen[str]":
 def test_a_signal_ends_a_job_like_ctrl_c(number: signal.Signals) -> None:
     process = started()
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert said.startswith("Interrupted; ")
 
@@ -55,7 +55,7 @@ def test_a_job_under_nohup_outlives_its_terminal() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 130
+    assert process.wait(120) == 130
     process.communicate()
 
 
@@ -65,7 +65,7 @@ def test_paths_and_flags_in_an_error_stay_whole(capsys: pytest.CaptureFixture[st
     def work(_arguments: argparse.Namespace) -> None:
         raise UsageError(f"{'word ' * 15}{path} {'word ' * 16}--a-flag-with-hyphens is wrong.")
 
-    assert cli.run_job(work, cli.stage_parser("x", "x", needs_date=False), ["--root", "r"]) == 2
+    assert cli.run_job(work, cli.stage_parser("score", needs_date=False), ["--root", "r"]) == 2
     said = capsys.readouterr().err
     assert path in said
     assert "--a-flag-with-hyphens" in said

@@ -118,7 +118,14 @@ class SmallModel:
     """Knows items 2 and 3 and category 2; keeps what it is given."""
 
     sizes = Sizes(
-        items=4, categories=3, length=3, gap_codes=5, new_session_gap=4, session_gap_s=1800, horizons_days=(1, 7)
+        items=4,
+        categories=3,
+        length=3,
+        gap_codes=5,
+        new_session_gap=4,
+        session_gap_s=1800,
+        gap_edges_s=(60, 1800),
+        horizons_days=(1, 7),
     )
 
     def probabilities(self, channels: Channels, length: Ints, next_gap: Ints) -> Scores:

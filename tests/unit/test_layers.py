@@ -25,6 +25,7 @@ ONLY_IN = {
     "mlflow": ("jobs.tracking",),
     "optuna": ("jobs.search",),
     "tqdm": ("model.bar",),
+    "kaleido": ("jobs.report_images",),
 }
 # The exception: Horovod's launcher for Spark starts ranks and loads no TensorFlow.
 ALSO_IN = {"jobs.spark_ranks": ("horovod.spark", "horovod.runner")}

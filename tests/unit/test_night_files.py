@@ -1,6 +1,9 @@
 """Files of nights: steps that were done, releases and their pointer, and what retention leaves."""
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -96,6 +99,54 @@ def test_a_release_stays_as_it_was_when_its_day_is_scored_again(tmp_path: Path) 
     assert read_pointer(store) == Pointer(again, (release,))
 
 
+def _killed_at(step: int, store: Store, dt: date) -> bool:
+    """Publish in a process that kills itself before its n-th change of a file → whether it came that far."""
+    child = os.fork()
+    if child == 0:
+        steps = iter(range(step))
+
+        def dies_first(change: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                if next(steps, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return change(*arguments, **named)
+
+            return call
+
+        try:
+            for owner, names in ((os, ["link"]), (store.fs, ["makedirs", "mv", "rm", "cp_file"])):
+                for name in names:
+                    setattr(owner, name, dies_first(getattr(owner, name)))
+            publish(store, dt, 3)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def test_killed_at_any_moment_publishing_leaves_the_old_scores_or_the_new(tmp_path: Path) -> None:
+    seen = []
+    for step in range(20):
+        store = Store(str(tmp_path / str(step)))
+        scores(store, DAYS[0])
+        publish(store, DAYS[0], 3)
+        scores(store, DAYS[1])
+        was_killed = _killed_at(step, store, DAYS[1])
+        current = read_pointer(store).current
+        assert current is not None
+        whole = Path(store.root, current.path)
+        files = json.loads((whole / MANIFEST).read_text())["files"]
+        assert [(whole / file["path"]).stat().st_size for file in files] == [file["bytes"] for file in files]
+        seen.append(current.date)
+        assert publish(store, DAYS[1], 3).date == str(DAYS[1])  # the same command again
+        again = read_pointer(store)
+        assert [release.date for release in again.releases] == [str(DAYS[1]), str(DAYS[0])]
+        if not was_killed:
+            break
+    assert len(seen) > 3
+    assert (seen[0], seen[-1]) == (str(DAYS[0]), str(DAYS[1]))
+
+
 def test_a_pointer_is_replaced_by_one_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
     scores(store, DAYS[0])
@@ -165,7 +216,7 @@ def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> N
     scores(store, DAYS[1], "m0")
     publish(store, DAYS[1], 2)
     kept = ("sequences_v1", "vocabulary_v1", "training_sequences_v1", "open_sessions_v1", "scores_v1", "bundle")
-    spec = RetentionSpec(nights=dict.fromkeys(kept, 1), releases=2)
+    spec = RetentionSpec(nights=dict.fromkeys(kept, 1), runs=1, releases=2)
     pointer = read_pointer(store)
     removals = plan_removals(store, spec, pointer)
     remove(store, removals)
@@ -190,10 +241,13 @@ def test_retention_removes_releases_that_the_pointer_forgot(tmp_path: Path) -> N
     for day in DAYS[:4]:
         scores(store, day)
         publish(store, day, 2)
-    spec = RetentionSpec(nights={}, releases=2)
+    for day in ("undated", *DAYS[:3]):
+        (tmp_path / "_runs" / f"dt={day}" / "nightly").mkdir(parents=True)
+    spec = RetentionSpec(nights={}, runs=1, releases=2)
     removals = plan_removals(store, spec, read_pointer(store))
-    assert len(removals.releases) == 2
+    assert (len(removals.releases), removals.n) == (2, 4)
     remove(store, removals)
+    assert {path.name for path in (tmp_path / "_runs").iterdir()} == {f"dt={DAYS[2]}", "dt=undated"}
     left = sorted(path.name[:10] for path in (tmp_path / "published").iterdir())
     assert left == [str(day) for day in DAYS[2:4]]
     assert store.dates(SCORES.name) == [str(day) for day in DAYS[:4]]  # not named: kept whole

@@ -15,6 +15,7 @@ from features.contracts import ContractError
 from features.scoring import ScoringSpec
 from features.states import Before, Run, Scored, score_share
 from features.windows import gap_codes
+from tests.outlook import FakeOutlook
 from tests.spark.test_scoring import LENGTH, SPEC, FakeScorer, history, table
 
 EDGES_S = (60, 1800)
@@ -99,16 +100,22 @@ def silent(events: list[Event], night: int) -> bool:
     anchor_events=st.integers(1, LENGTH),
     seen=st.sampled_from(["keep", "remove"]),
     kind=st.sampled_from([FakeScorer, Windows]),
+    outlook=st.sampled_from([None, FakeOutlook(), FakeOutlook(heads=("interests", "actions")), FakeOutlook(("back",))]),
     layered=st.lists(st.booleans(), min_size=NIGHTS, max_size=NIGHTS),
 )
 def test_carried_nights_equal_full_ones(
-    nights: list[dict[str, list[Event]]], anchor_events: int, seen: str, kind: type[FakeScorer], layered: list[bool]
+    nights: list[dict[str, list[Event]]],
+    anchor_events: int,
+    seen: str,
+    kind: type[FakeScorer],
+    outlook: FakeOutlook | None,
+    layered: list[bool],
 ) -> None:
     spec = SPEC.model_copy(update={"anchor_events": anchor_events, "seen_items": seen})
     before: Before | None = None
     for night, known in enumerate(nights):
         rows = {user: row(user, events, night) for user, events in known.items() if events}
-        full = scored(list(rows.values()), night, scorer=kind(by_past=True), spec=spec)
+        full = scored(list(rows.values()), night, scorer=kind(by_past=True, outlook=outlook), spec=spec)
         came, is_everyone = list(rows.values()), True
         if before is not None and layered[night]:  # the rows of a layer: who changed, who fell silent, who has gone
             earlier, is_everyone = nights[night - 1], False
@@ -118,7 +125,7 @@ def test_carried_nights_equal_full_ones(
             ]
             nothing = {**history("", [1], [1]), c.LENGTH: 0}
             came = [rows.get(u, {**nothing, c.USER_ID: u}) for u in changed + fell_silent]
-        scorer = kind(by_past=True)
+        scorer = kind(by_past=True, outlook=outlook)
         found = scored(came, night, before, is_everyone, scorer, spec)
         assert by_user(found.scores) == by_user(full.scores)
         assert by_user(found.states) == by_user(full.states)
@@ -164,6 +171,39 @@ def test_an_anchor_lets_long_histories_be_carried() -> None:
     assert {n for name, n in found if name == "advanced"} == {1}
 
 
+def test_a_silence_that_grows_is_asked_of_anew_in_each_of_its_bins_alone() -> None:
+    before, n_asked, said = None, [], []
+    for night in range(12):
+        outlook, events = FakeOutlook(), events_at(60 * 12)
+        rows = [row("u", events, 0)] if night == 0 else []
+        scorer = FakeScorer(by_past=True, outlook=outlook)
+        found = scored(rows, night, before, is_everyone=night == 0, scorer=scorer)
+        full = scored([row("u", events, night)], night, scorer=FakeScorer(by_past=True, outlook=FakeOutlook()))
+        assert found.scores.to_pylist() == full.scores.to_pylist()
+        n_asked.append(outlook.n_asked)
+        said.append(found.scores.drop([c.AS_OF]).to_pylist()[0])
+        before = left(found, night)
+    # Silent for 12, 36, 60, 84, … hours; bins start after 6, 30, 80 and 200 hours.
+    assert n_asked == [1, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0]
+    for name in (c.DRIFT, c.BEST_HOURS, c.NEXT_ACTIONS):
+        assert len({str(told[name]) for told in said}) == 4
+    assert len({str(told[c.BACK]) for told in said}) == 12
+    assert len({told[c.CONTACTS_PER_WEEK] for told in said}) == 11  # the first two are at the cap
+
+
+def test_users_who_are_scored_in_another_order_keep_their_own_answers() -> None:
+    spec = SPEC.model_copy(update={"seen_items": "remove"})
+    users = [history("saw two", [2, 4], [2, 2]), history("saw none", [3], [4], seen=[]), history("saw one", [5], [3])]
+    users = [{**user, c.LAST_TIME: as_of(-at)} for at, user in enumerate(users, start=1)]
+    made = [
+        scored(of, 0, scorer=FakeScorer(by_past=True, outlook=FakeOutlook()), spec=spec)
+        for of in (users, *([user] for user in users))
+    ]
+    together, *alone = (by_user(of.scores) for of in made)
+    assert list(together) != [user[c.USER_ID] for user in users]
+    assert together == {name: row for of in alone for name, row in of.items()}
+
+
 def changed(before: Before, **columns: Any) -> Before:
     states = before.states
     for name, values in columns.items():
@@ -180,6 +220,7 @@ def changed(before: Before, **columns: Any) -> Before:
         ({c.STATE: [b"1234", b"12345678"]}, "states are not of 12 bytes each, as the model v7 makes them"),
         ({c.STATE: [np.array([1, np.nan, 1], "<f4").tobytes()] * 2}, "it holds numbers that are none"),
         ({c.N_EVENTS: [1, LENGTH + 1]}, f"or of events outside 1 to {LENGTH}"),
+        ({c.PAST_CATEGORIES: [[2], [7]]}, "past_categories holds ids that are none of the 7 known"),
     ],
 )
 def test_damaged_states_are_refused(columns: dict[str, Any], said: str) -> None:

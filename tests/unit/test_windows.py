@@ -67,9 +67,10 @@ def test_global_time_cuts_everyone_at_the_same_instants() -> None:
     found = rows_of([*log, ("bob", 2_900, 7)])
 
     (train,) = found[c.TRAIN]
-    assert (train[c.ITEM], train[c.LENGTH], train[c.NEXT_ITEM], train[c.NEXT_CATEGORY]) == ([2, 3, 0], 2, 4, 104)
-    assert train[c.GAP] == [c.UNKNOWN_GAP, 3, c.PAD]
-    assert train[c.NEXT_GAP] == 4  # 875 s to the event that follows
+    assert (train[c.ITEM], train[c.LENGTH], train[c.NEXT_ITEM], train[c.NEXT_CATEGORY]) == ([2, 3, 4], 3, c.PAD, c.PAD)
+    assert train[c.GAP] == [c.UNKNOWN_GAP, 3, 4]  # 875 s to the last one
+    assert (train[c.NEXT_GAP], train[c.KNOWN]) == (c.UNKNOWN_GAP, 99)  # nothing came from 900 s up to the cutoff
+    assert train[c.NEXT_TIME] == train[c.LAST_TIME]
     assert train[c.LABEL_ITEMS] == train[c.SEEN_ITEMS] == []
 
     (valid,) = found[c.VALID]
@@ -120,6 +121,9 @@ def test_every_event_but_the_first_is_a_train_target_once(
             train = items[:-2] if len(items) >= 3 else items
         windows = sorted((row for row in found[c.TRAIN] if row[c.USER_ID] == user), key=lambda row: -row[c.WINDOW])
         targets = [item for row in windows for item in [*row[c.ITEM][1 : row[c.LENGTH]], row[c.NEXT_ITEM]]]
+        if protocol == c.GLOBAL_TIME and train:
+            assert targets.pop() == c.PAD  # after the last event nothing is known but that it was silent
+            assert len(windows) == -(-len(train) // length)
         assert targets == train[1:]
         (scored,) = (row for row in found[SCORE] if row[c.USER_ID] == user)
         assert scored[c.ITEM][: scored[c.LENGTH]] == items[-length:]
@@ -141,7 +145,7 @@ def test_inputs_lie_before_the_cutoff_and_labels_at_or_after_it(log: list[tuple[
 def test_only_the_latest_events_of_a_heavy_user_are_kept() -> None:
     table = [("bot", time, 2 + time % 5) for time in range(500)]
     found = rows_of(table, length=4)
-    assert sum(row[c.LENGTH] for row in found[c.TRAIN]) == 99  # history_events = 100
+    assert sum(row[c.LENGTH] for row in found[c.TRAIN]) == 100  # history_events = 100
 
 
 def test_what_comes_after_a_cutoff_never_shortens_the_history_before_it() -> None:
@@ -204,7 +208,7 @@ def what_a_split_may_know(
         return stop, [mine[stop]], mine[stop][0]
     if split == c.TRAIN:
         train = [event for event in mine if event[0] < 1_000]
-        stop = len(train) - 1 - row[c.WINDOW] * len(row[c.ITEM])
+        stop = len(train) - row[c.WINDOW] * len(row[c.ITEM])
         return stop, train[stop:], 999
     at, until = (1_000, 2_000) if split == c.VALID else (2_000, 3_000)
     stop = sum(time < at for time, _, _ in mine)

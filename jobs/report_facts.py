@@ -1,0 +1,151 @@
+"""What a report is made of: small plain values, read from the tables of one root. What is not there is left out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from features import columns as c
+from features import report as aggregates
+from features.contracts import FLAGGED_USERS, OPEN_SESSIONS, REJECTED_EVENTS, SCORES, SESSIONS, ContractError
+from features.events import midnight
+from features.report import NEXT, PAST, ReportSpec
+from features.score_checks import sample_of
+from features.sequences import flat_events
+from jobs.history import session_chain
+from jobs.report_night import NightFile, night_facts
+from jobs.report_people import people_facts
+from jobs.report_quality import quality_facts
+from jobs.settings import Settings
+from jobs.store import Store
+
+_MADE_BY = "jobs/score.py"
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything that is shown, as plain values. Lists are empty where a table or a column of it is missing."""
+
+    date: str
+    night: NightFile
+    quality: Mapping[str, Any]
+    shares: Sequence[Row] = ()  # see population_shares
+    flows: Sequence[Row] = ()  # see interest_flows
+    route: Sequence[int] = ()  # the steps of the flows
+    weekly: Sequence[Row] = ()  # see weekly_shares
+    hours: Sequence[Row] = ()  # see hour_counts
+    activity: Sequence[Row] = ()  # see activity
+    samples: Mapping[str, Sequence[str]] = field(default_factory=dict)  # reason → raw rows
+    rules: Sequence[Row] = ()  # days that a rule of denoising flags
+    people: Sequence[Row] = ()
+    provenance: Mapping[str, int] = field(default_factory=dict)
+    sampled_users: int = 0
+    notes: Sequence[str] = ()  # what is missing, and why
+
+
+def gather(
+    spark: SparkSession, settings: Settings, store: Store, dt: date, stages: Sequence[tuple[str, float]] = ()
+) -> ReportFacts:
+    """Read and aggregate. stages: names and seconds of a run that keeps no record of its own.
+
+    Raises:
+        ContractError: the day has no scores, or a table that they were made from is torn.
+    """
+    spec = settings.report
+    made = store.check(SCORES, dt, _MADE_BY)
+    every = store.read(spark, SCORES, dt, _MADE_BY)
+    provenance = {r[c.PROVENANCE]: int(r["count"]) for r in every.groupBy(c.PROVENANCE).count().collect()}
+    share = min(1.0, spec.users / max(made.rows, 1))
+    scores = sample_of(every, share).persist()
+    since = dt + timedelta(days=1) - timedelta(weeks=spec.weeks)
+    all_events = _recent_events(spark, store, dt, since - timedelta(days=since.weekday()))
+    events = sample_of(all_events, share).persist()
+    try:
+        shown = _interests(scores, events, spec)
+        hours = _rows(aggregates.hour_counts(events))
+        people, notes = people_facts(spark, settings, store, dt, scores, events)
+        sampled = scores.count()
+    finally:
+        scores.unpersist()
+        events.unpersist()
+    return ReportFacts(
+        date=str(dt),
+        night=night_facts(store, settings, dt, stages),
+        quality=quality_facts(store, dt, spec.nights),
+        hours=hours,
+        activity=_rows(aggregates.activity(all_events)),
+        samples=_samples(spark, store, dt, spec.rejected_samples),
+        rules=_rules(spark, store, dt),
+        people=people,
+        provenance=provenance,
+        sampled_users=sampled,
+        notes=tuple(notes),
+        **shown,
+    )
+
+
+def _interests(scores: DataFrame, events: DataFrame, spec: ReportSpec) -> dict[str, Any]:
+    """The aggregates of interests, weeks and flows."""
+    weekly = _rows(aggregates.weekly_shares(events))
+    mass: dict[str, float] = {}
+    for row in weekly:
+        mass[row[c.CATEGORY_ID]] = mass.get(row[c.CATEGORY_ID], 0.0) + float(row[c.EVENTS])
+    total = sum(mass.values()) or 1.0
+    schema = f"{c.CATEGORY_ID} string, {aggregates.SHARE} double"
+    background = scores.sparkSession.createDataFrame([(name, n / total) for name, n in mass.items()], schema)
+    steps = aggregates.interest_steps(scores).persist()
+    try:
+        shares = _rows(aggregates.population_shares(steps, background))
+        found = {int(row[aggregates.STEP]) for row in shares}
+        wanted = [h for h in (7, 30) if h in found] or sorted(h for h in found if h > NEXT)[-2:]
+        route = [PAST, *(wanted or ([NEXT] if NEXT in found else []))]
+        past = [row for row in shares if row[aggregates.STEP] == PAST]
+        past.sort(key=lambda row: (-row[aggregates.SHARE], row[c.CATEGORY_ID]))
+        names = [row[c.CATEGORY_ID] for row in past[: spec.top_interests]]
+        flows = _rows(aggregates.interest_flows(steps, route, names)) if len(route) > 1 else []
+    finally:
+        steps.unpersist()
+    return {"shares": shares, "flows": flows, "route": route, "weekly": weekly}
+
+
+def _recent_events(spark: SparkSession, store: Store, dt: date, since: date) -> DataFrame:
+    """Events from a day on, of the day's history, open sessions included; partitions that end before it stay closed."""
+    start = midnight(since)
+    chain = [m for m in session_chain(store, dt) if m.max_time is None or m.max_time >= start.isoformat()]
+    opened = store.read(spark, OPEN_SESSIONS, dt, "jobs/sessionize.py")
+    if not chain:
+        sessions = opened
+    else:
+        paths = [store.path(SESSIONS.name, manifest.dt) for manifest in chain]
+        sessions = spark.read.schema(SESSIONS.schema).parquet(*paths).unionByName(opened)
+    return flat_events(sessions).where(F.col(c.EVENT_TIME) >= F.lit(start))
+
+
+def _samples(spark: SparkSession, store: Store, dt: date, n: int) -> dict[str, list[str]]:
+    try:
+        rejected = store.read(spark, REJECTED_EVENTS, dt, "")
+    except ContractError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for row in aggregates.reason_samples(rejected, n).orderBy(c.REASON, c.RAW).collect():
+        found.setdefault(row[c.REASON], []).append(row[c.RAW][:400])
+    return found
+
+
+def _rules(spark: SparkSession, store: Store, dt: date) -> list[Row]:
+    try:
+        flagged = store.read(spark, FLAGGED_USERS, dt, "")
+    except ContractError:
+        return []
+    counted = flagged.groupBy(c.RULE).agg(
+        F.count_distinct(c.USER_ID).alias("users"), F.count(F.lit(1)).alias("days"), F.sum(c.EVENTS).alias(c.EVENTS)
+    )
+    return _rows(counted.orderBy(c.RULE))
+
+
+def _rows(frame: DataFrame) -> list[Row]:
+    return [row.asDict() for row in frame.collect()]

@@ -1,0 +1,202 @@
+"""Submitting the jobs' scripts to a live cluster, seeing who works there, and comparing what came out."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from deploy.cluster import Cluster, down, read, spark_home
+from deploy.package import CODE, ENVIRONMENT
+from features.contracts import SCORES, SESSIONS
+from jobs.simulate import RAW
+from jobs.store import MANIFEST
+
+DAY = date(2024, 6, 30)
+FIRST = DAY - timedelta(days=34)
+# A log whose tables take seconds, a network that learns in seconds.
+SMALL = (
+    "simulation.users=600", "simulation.days=35", "simulation.process.items=500", "network.units=24",
+    "network.item_dim=16", "training.max_epochs=1", "training.batch_rows=16",
+)  # fmt: skip
+# Executors of one core and little heap: two workers and a driver share two cores.
+_SIZES = {
+    "spark.executor.cores": "1",
+    "spark.executor.memory": "700m",
+    "spark.driver.memory": "700m",
+    "spark.sql.shuffle.partitions": "4",
+}
+_STEP_S = 0.05
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster in its folder, what is shipped to it, and the unpacked environment, whose Python is the driver's."""
+
+    folder: Path
+    dist: Path
+    unpacked: Path
+    host: str = "127.0.0.1"  # the driver's address
+    drivers: list["Driver"] = field(default_factory=list)
+
+    @property
+    def cluster(self) -> Cluster:
+        return read(self.folder)
+
+    def submit(self, job: str, root: Path, *arguments: str, by_archive: bool = False) -> "Driver":
+        """Start `spark-submit dist/jobs/<job>.py` in a session of its own.
+
+        by_archive: executors unpack the archive; else they take the copy that is unpacked already, as from a mount.
+        """
+        python = str(self.unpacked / "bin" / "python")
+        values = _SIZES | {"spark.pyspark.driver.python": python}
+        values |= {} if by_archive else {"spark.pyspark.python": python}
+        command = [
+            str(spark_home() / "bin" / "spark-submit"), "--master", self.cluster.master, "--deploy-mode", "client",
+            "--properties-file", str(self.dist / "conf" / "spark" / "standalone.conf"),
+            "--py-files", str(self.dist / CODE),
+            *(["--archives", f"{self.dist / ENVIRONMENT}#environment"] if by_archive else []),
+            *(part for key, value in values.items() for part in ("--conf", f"{key}={value}")),
+            str(self.dist / "jobs" / f"{job}.py"), "--root", str(root), "--date", str(DAY),
+            *(part for text in SMALL for part in ("--set", text)), *arguments,
+        ]  # fmt: skip
+        kept = {key: os.environ[key] for key in ("HOME", "JAVA_HOME") if key in os.environ}
+        environment = {**kept, "PATH": os.defpath, "SPARK_HOME": str(spark_home()), "SPARK_LOCAL_IP": self.host}
+        log = self.folder / f"driver-{len(self.drivers)}-{job}.log"
+        with log.open("wb") as said:  # a file and no pipe: nobody reads while the driver works
+            process = subprocess.Popen(
+                command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+                stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.drivers.append(Driver(process, log))
+        return self.drivers[-1]
+
+    def run(self, job: str, root: Path, *arguments: str) -> str:
+        """Submit and wait; what it printed, once it ended well."""
+        return self.submit(job, root, *arguments).finished()
+
+    def end(self) -> None:
+        """End drivers that a failed test left, then the cluster."""
+        for driver in self.drivers:
+            driver.kill()
+        down(self.folder)
+
+    def executors(self) -> list[psutil.Process]:
+        """JVMs of executors, below the workers or left over by one."""
+        found = [p for p in psutil.process_iter() if "CoarseGrainedExecutorBackend" in _command(p)]
+        return [process for process in found if _folder(process).startswith(str(self.folder))]
+
+    def ranks(self) -> list[psutil.Process]:
+        """Processes of ranks, below tasks of executors or left over by one."""
+        found = [p for p in psutil.process_iter() if "gloo_exec_fn" in _command(p)]
+        return [process for process in found if _folder(process).startswith(str(self.folder))]
+
+    def python_workers(self) -> list[psutil.Process]:
+        """Processes that run our Python in executors: forked by the daemon of each executor."""
+        daemons = [child for jvm in self.executors() for child in _children(jvm) if "pyspark.daemon" in _command(child)]
+        return [worker for daemon in daemons for worker in _children(daemon)]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A job that was submitted, and the file with what it says."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def finished(self, code: int = 0, within_s: float = 600) -> str:
+        """Wait for its end; what it printed, once it ended with this exit code."""
+        try:
+            self.process.wait(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not over after {within_s:.0f} s: {self.said()[-3000:]}") from None
+        assert self.process.returncode == code, self.said()[-3000:]
+        return self.said()
+
+    def kill(self) -> None:
+        """SIGKILL the driver and everything below it, at once; nothing where it is over."""
+        if not self.is_over():
+            process = psutil.Process(self.process.pid)
+            for one in (*process.children(recursive=True), process):
+                one.kill()
+            self.process.wait()
+
+
+def wait_for(what: str, found: Callable[[], Any], driver: Driver | None = None) -> Any:
+    """Poll until `found` gives something; an AssertionError where the driver ended before."""
+    deadline = time.monotonic() + 600
+    while not (value := found()):
+        if driver is not None and driver.is_over():
+            raise AssertionError(f"the driver ended before {what}: {driver.said()[-3000:]}")
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(_STEP_S)
+    return value
+
+
+def rows(root: Path, table: str) -> list[str]:
+    """Rows of the day as text, sorted; the order of files and rows in them says nothing."""
+    folder = root / table / f"dt={DAY}"
+    assert (folder / MANIFEST).exists(), f"{folder} is not published"
+    return sorted(json.dumps(row, default=str, sort_keys=True) for row in pq.read_table(folder).to_pylist())
+
+
+def counters(root: Path, table: str) -> dict[str, Any]:
+    """What the manifest of the day counts."""
+    found: dict[str, Any] = json.loads((root / table / f"dt={DAY}" / MANIFEST).read_text())["counters"]
+    return found
+
+
+def is_published(root: Path, table: str) -> bool:
+    return (root / table / f"dt={DAY}" / MANIFEST).exists()
+
+
+def copy_without(root: Path, into: Path, *tables: str) -> Path:
+    """A copy of a root of its own for a test, as it was before these tables were written."""
+    shutil.copytree(root, into, ignore=shutil.ignore_patterns(*tables))
+    return into
+
+
+def log_of(root: Path) -> list[str]:
+    """Flags of sessionize for the simulated log of a root."""
+    return ["--source", "simulated", "--input", str(root / RAW), "--from", str(FIRST), "--bootstrap"]
+
+
+SCORED = (SCORES.name, "user_states_v1", "drift_v1")
+CUT = (SESSIONS.name, "open_sessions_v1", "rejected_events_v1", "flagged_users_v1", "held_events_v1")
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        children: list[psutil.Process] = process.children()
+    except psutil.NoSuchProcess:
+        return []
+    return children
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def _folder(process: psutil.Process) -> str:
+    try:
+        return str(process.cwd())
+    except psutil.NoSuchProcess:
+        return ""

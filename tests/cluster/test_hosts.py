@@ -1,0 +1,106 @@
+"""Two workers that are hosts of their own: each in a network namespace, with its address and a link that can be cut.
+
+driver and Master 10.87.53.1 ── bridge ──┬── worker-1 10.87.53.11
+                                         └── worker-2 10.87.53.12
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy import cluster
+from features.contracts import SESSIONS
+from tests.cluster.submits import CUT, DAY, Site, copy_without, log_of, rows, wait_for
+
+pytestmark = [
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces need root and the program ip"
+    ),
+]
+_BRIDGE, _HERE = "interest-br", "10.87.53.1"
+_HOSTS = {"interest-1": "10.87.53.11", "interest-2": "10.87.53.12"}
+_CUT_S = 20
+
+
+def ip(text: str) -> None:
+    subprocess.run(["ip", *text.split()], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def links() -> Iterator[None]:
+    """The bridge and a namespace for each host; what an earlier run left is replaced."""
+    with ExitStack() as undone:
+        for name in (*_HOSTS, None):
+            command = f"netns del {name}" if name else f"link del {_BRIDGE}"
+            subprocess.run(["ip", *command.split()], check=False, capture_output=True)
+            undone.callback(subprocess.run, ["ip", *command.split()], check=True, capture_output=True)
+        ip(f"link add {_BRIDGE} type bridge")
+        ip(f"addr add {_HERE}/24 dev {_BRIDGE}")
+        ip(f"link set {_BRIDGE} up")
+        for name, address in _HOSTS.items():
+            ip(f"netns add {name}")
+            ip(f"link add {name} type veth peer name eth0 netns {name}")
+            ip(f"link set {name} master {_BRIDGE} up")
+            ip(f"-n {name} addr add {address}/24 dev eth0")
+            ip(f"-n {name} link set eth0 up")
+            ip(f"-n {name} link set lo up")
+        yield
+
+
+@pytest.fixture(scope="module")
+def hosts(links: None, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:  # noqa: ARG001
+    """A cluster over these links; the environment is the one that `site` unpacked."""
+    folder = tmp_path_factory.mktemp("hosts")
+    found = cluster.up(folder, workers=0, host=_HERE)
+    made = Site(folder, site.dist, site.unpacked, _HERE)
+    try:
+        for number, (name, address) in enumerate(_HOSTS.items(), 1):
+            # A name of its own, too: by it Horovod tells which ranks share a machine.
+            named = ("unshare", "--uts", "sh", "-c", f'hostname {name} && exec "$@"', "sh")
+            prefix = ("ip", "netns", "exec", name, *named)
+            found = cluster.add_worker(found, f"worker-{number}", 1, 1024, address, prefix)
+        wait_for("both workers", lambda: found.alive() == len(_HOSTS))
+        yield made
+    finally:
+        made.end()
+
+
+def test_a_link_that_is_cut_for_a_while_changes_no_row(hosts: Site, local_root: Path, tmp_path: Path) -> None:
+    root = copy_without(local_root, tmp_path / "root", *CUT)
+    driver = hosts.submit("sessionize", root, *log_of(local_root))
+    wait_for("shuffle files", lambda: [*hosts.folder.glob("worker-1/scratch/**/shuffle_*.data")], driver)
+    ip("link set interest-1 down")
+    try:
+        time.sleep(_CUT_S)
+        assert not driver.is_over(), "it was over before"
+    finally:
+        ip("link set interest-1 up")
+    driver.finished()
+    assert rows(root, SESSIONS.name) == rows(local_root, SESSIONS.name)
+
+
+def test_ranks_on_two_hosts_train_the_model_of_one_host(hosts: Site, local_root: Path, tmp_path: Path) -> None:
+    root = copy_without(local_root, tmp_path / "root", "bundle", "_checkpoints", "_training")
+    driver = hosts.submit("train", root, "--launcher", "spark", "--ranks", "2")
+    wait_for("both ranks", lambda: len(hosts.ranks()) == len(_HOSTS), driver)
+    assert sorted(map(_host_of, hosts.ranks())) == sorted(_HOSTS)
+    driver.finished()
+    paths = (where / "bundle" / f"dt={DAY}" / "metrics.json" for where in (root, local_root))
+    mine, theirs = (json.loads(path.read_text()) for path in paths)
+    assert mine["valid"] == pytest.approx(theirs["valid"], rel=1e-3)
+
+
+def _host_of(process: psutil.Process) -> str:
+    """The name of the host that a process runs on, by its UTS namespace."""
+    found = subprocess.run(
+        ["nsenter", "--uts", "--target", str(process.pid), "hostname"], capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
