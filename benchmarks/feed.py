@@ -54,7 +54,7 @@ def through_the_feed(shards: Sequence[feed.Shard], length: int, passes: int, bat
     steps = passes * shards[0].rows // batch_rows
     for _ in range(steps):
         for reader in readers:
-            tensors = {name: tf.convert_to_tensor(values) for name, values in next(reader).items()}
+            tensors = {name: tf.constant(values) for name, values in next(reader).items()}
     assert set(tensors) == set(COLUMNS)
     return steps * batch_rows * len(readers)
 

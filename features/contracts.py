@@ -282,15 +282,20 @@ _INTEREST_AHEAD = T.ArrayType(
 SCORES = Contract(
     "scores_v1",
     "One user's future interests as of the cutoff. What speaks of the days ahead is asked after the user's silence, "
-    "the time from the last event to the cutoff. It is empty or null in rows whose provenance is not the model, and "
-    "where the model was trained without the head that answers it.",
+    "the time from the last event to the cutoff. It is empty or null in rows of histories that the model knows nothing "
+    "of, and where the model was trained without the head that answers it.",
     (c.USER_ID,),
     T.StructType(
         [
             _column(c.USER_ID, _STRING, "whose interests"),
             _column(c.AS_OF, _TIME, "the cutoff: nothing at or after it was used, UTC"),
             _column(c.MODEL_VERSION, _STRING, "the bundle that scored the row"),
-            _column(c.PROVENANCE, _STRING, "where the scores come from: model, or popularity for an unknown history"),
+            _column(
+                c.PROVENANCE,
+                _STRING,
+                "where the scores come from: model; short_history, the model on a history of few known events; for one "
+                "that it knows nothing of covisitation, category_popularity or popularity",
+            ),
             _column(
                 c.INTERESTS,
                 T.ArrayType(

@@ -22,12 +22,12 @@ from features import columns as c
 from features.contacts import ContactsSpec, contacts_per_week
 from features.contracts import SCORES
 from features.drift import jensen_shannon_distance
+from features.rungs import BY_MODEL
 from features.trends import past_shares
 from features.windows import hour_codes
 
 HOURS = 7 * 24
 OUTLOOK_COLUMNS = (c.DRIFT, c.BACK, c.BEST_HOURS, c.NEXT_ACTIONS, c.CONTACTS_PER_WEEK)
-BY_MODEL = ("model",)  # provenances of rows that the model scored, which it answers for
 
 _SCHEMA = to_arrow_schema(SCORES.schema)
 _INTEREST = _SCHEMA.field(c.INTERESTS).type.value_type
@@ -188,7 +188,8 @@ def _answered(
     cells = max(1, len(model.horizons_days)) * len(tokens)
     step = max(1, _CELLS // cells)
     hour_code, silence_s = hour_codes(asked.last_time_us), when_asked(asked.silence_s, model)
-    ids = pc.index_in(pc.struct_field(pc.list_flatten(scores[c.INTERESTS]), c.CATEGORY_ID), tokens)
+    listed_tokens = pc.struct_field(pc.list_flatten(scores[c.INTERESTS]), c.CATEGORY_ID)
+    ids = pc.index_in(listed_tokens, tokens).fill_null(c.OOV)  # in rows below the model, of which nothing is told
     category = ids.combine_chunks().to_numpy() if isinstance(ids, pa.ChunkedArray) else ids.to_numpy()
     n_listed = pc.list_value_length(scores[c.INTERESTS]).to_numpy().astype(np.int64)  # [n]
     ends = np.append(0, np.cumsum(n_listed))

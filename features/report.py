@@ -11,7 +11,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.outlook_columns import BY_MODEL
+from features.rungs import BY_MODEL
 
 STEP, SHARE, MOVE, WEEK, USERS = "step", c.SHARE, c.MOVE, "week", "users"
 PAST, NEXT = -1, 0

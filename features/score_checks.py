@@ -4,7 +4,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.scoring import FROM_MODEL
+from features.rungs import BY_MODEL
 
 _HASH_PARTS = 1_000_000
 MOST_CATEGORIES = 1000  # of the population's interests that are looked at; the others weigh next to nothing
@@ -31,7 +31,7 @@ def degenerate_count(scores: DataFrame) -> DataFrame:
         | (F.size(items) == 0)
         | F.exists(interests, lambda interest: _no_probability(interest[c.PROBABILITY]))
         | F.exists(items, lambda item: _no_probability(item[c.PROBABILITY]))
-        | ((F.col(c.PROVENANCE) == FROM_MODEL) & constant)
+        | (F.col(c.PROVENANCE).isin(*BY_MODEL) & constant)
         | (F.col(c.DRIFT).isNotNull() & _no_probability(F.col(c.DRIFT)))
     )
     for name in (c.BACK, c.BEST_HOURS, c.NEXT_ACTIONS):
@@ -44,7 +44,7 @@ def interest_mass(scores: DataFrame, k: int) -> DataFrame:
 
     Users whom the model knows nothing of are left out. At most MOST_CATEGORIES, the heaviest.
     """
-    known = scores.where(F.col(c.PROVENANCE) == FROM_MODEL)
+    known = scores.where(F.col(c.PROVENANCE).isin(*BY_MODEL))
     listed = known.select(F.explode(F.slice(c.INTERESTS, 1, k)).alias("interest"))
     mass = listed.groupBy(f"interest.{c.CATEGORY_ID}").agg(F.sum(f"interest.{c.PROBABILITY}").alias("mass"))
     return mass.orderBy(F.desc("mass"), c.CATEGORY_ID).limit(MOST_CATEGORIES)

@@ -9,23 +9,30 @@ Shapes: B rows, L positions, Z numbers of a state, W fetched, K kept, V vocabula
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pyspark.sql import types as T
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SCORES, SEQUENCES, ContractError
-from features.outlook_columns import OutlookModel, OutlookSpec, nothing_ahead
+from features.fallback_rows import rows_of
+from features.outlook_columns import OutlookModel, nothing_ahead
+from features.rungs import (
+    FALLBACK,
+    FALLBACK_TYPE,
+    FROM_MODEL,
+    FROM_POPULARITY,
+    SHORT_HISTORY,
+    Popular,
+    n_known,
+)
+from features.scoring_spec import ScoringSpec
 from features.trends import FADING, TRENDS, past_shares, trend_codes
-
-# Provenance of a row
-FROM_MODEL = "model"
-FROM_POPULARITY = "popularity"
 
 # Extra items fetched so that K remain after removal of what was seen: 0, else the least of 16, 64, 256, … that is
 # enough. Few different widths, because each may cost the scorer a compilation.
@@ -34,38 +41,12 @@ _FETCH_STEPS = 16 * 4 ** np.arange(14, dtype=np.int64)
 HISTORY_COLUMNS = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.NEXT_GAP, c.LAST_TIME, c.SEEN_ITEMS)
 SCORES_ARROW = to_arrow_schema(SCORES.schema)
 OUTPUT_COLUMNS = (c.USER_ID, c.PROVENANCE, c.INTERESTS, c.ITEMS)
+FALLBACK_ARROW = to_arrow_schema(T.StructType([T.StructField(FALLBACK, FALLBACK_TYPE)])).field(FALLBACK).type
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Probabilities = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-
-class ScoringSpec(OutlookSpec):
-    """What a row of scores_v1 holds. Units and reasons are in conf/base.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    top_k_items: int = Field(ge=1)
-    top_k_interests: int = Field(ge=1)
-    fading_interests: int = Field(ge=0)
-    interest_depth: int = Field(ge=1)
-    seen_items: Literal["keep", "remove"]
-    new_probability_floor: float = Field(ge=0, le=1)
-    rising_ratio: float = Field(gt=1)
-    fading_ratio: float = Field(gt=0, lt=1)
-    batch_rows: int = Field(ge=1)
-    bucket_users: int = Field(ge=1)
-    anchor_events: int = Field(ge=1)
-
-    @model_validator(mode="after")
-    def _depth_holds_top(self) -> Self:
-        if self.interest_depth < self.top_k_interests:
-            raise ValueError(
-                f"interest_depth = {self.interest_depth} is less than top_k_interests = {self.top_k_interests}; "
-                "raise it or lower the other"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -128,7 +109,9 @@ class Scorer(Protocol):
         ...
 
 
-def score_rows(histories: "Histories", states: Floats, scorer: Scorer, spec: ScoringSpec) -> Iterator[pa.RecordBatch]:
+def score_rows(
+    histories: "Histories", states: Floats, scorer: Scorer, spec: ScoringSpec, popular: Popular | None = None
+) -> Iterator[pa.RecordBatch]:
     """What scores_v1 says of users in their states, in pieces of at most `batch_rows` rows and another order.
 
     states: [B, Z] after the last event of each history. What it says of the days ahead is left empty here.
@@ -138,8 +121,9 @@ def score_rows(histories: "Histories", states: Floats, scorer: Scorer, spec: Sco
     fell below that depth is not listed. All are ordered by falling probability.
     Items: the `top_k_items` likeliest, after removal of every seen item where `seen_items` is `remove`; probabilities
     are those of the full distribution, so they do not sum to 1.
-    Provenance is `model`, or `popularity` where the model knows none of the user's items and categories: such a row
-    gets the shares of the vocabulary's counts.
+    Provenance is `model`, or `short_history` with fewer than `short_history_events` known events. Where the model knows
+    none of the user's items and categories, the row is made of the user's fallback and of what is `popular`, and says
+    by which rung (features/fallback_rows.py); without these it gets the shares of the vocabulary's counts.
 
     Rows are grouped by how many items must be fetched for them, so one user who saw much does not slow the others.
     """
@@ -148,7 +132,7 @@ def score_rows(histories: "Histories", states: Floats, scorer: Scorer, spec: Sco
         rows = np.flatnonzero(fetch == k_items)
         for start in range(0, len(rows), spec.batch_rows):
             some = rows[start : start + spec.batch_rows]
-            yield _scored(histories.take(some), states[some], int(k_items), scorer, spec)
+            yield _scored(histories.take(some), states[some], int(k_items), scorer, spec, popular)
 
 
 class Histories(NamedTuple):
@@ -160,6 +144,12 @@ class Histories(NamedTuple):
     next_gap: Ids  # [B]
     last_time_us: NDArray[np.int64]  # [B]
     seen: pa.ListArray  # [B], ragged
+    fallback: pa.StructArray  # [B], FALLBACK_TYPE, null where nothing was looked for
+
+    @property
+    def n_known(self) -> NDArray[np.int64]:
+        """Events that the model knows something of; [B]."""
+        return n_known(self.channels[c.ITEM], self.channels[c.CATEGORY])
 
     def take(self, rows: NDArray[np.intp]) -> "Histories":
         """Some of the rows, in that order."""
@@ -171,11 +161,14 @@ class Histories(NamedTuple):
             self.next_gap[rows],
             self.last_time_us[rows],
             self.seen.take(picked),
+            self.fallback.take(picked),
         )
 
 
 def histories_of(rows: pa.Table, scorer: Scorer) -> Histories:
     """Rows of sequences_v1 (`HISTORY_COLUMNS`) as arrays. Ids younger than the model become OOV.
+
+    A column FALLBACK, where there is one, comes along.
 
     Raises:
         ContractError: sequences are not of the model's length.
@@ -187,7 +180,8 @@ def histories_of(rows: pa.Table, scorer: Scorer) -> Histories:
         channels[name] = np.where(known, channels[name], np.int32(c.OOV))
     length, next_gap = (columns[name].to_numpy(zero_copy_only=False) for name in (c.LENGTH, c.NEXT_GAP))
     last_time_us = columns[c.LAST_TIME].cast(pa.int64()).to_numpy(zero_copy_only=False)
-    return Histories(columns[c.USER_ID], channels, length, next_gap, last_time_us, columns[c.SEEN_ITEMS])
+    fallback = rows[FALLBACK].combine_chunks() if FALLBACK in rows.schema.names else pa.nulls(len(rows), FALLBACK_ARROW)
+    return Histories(columns[c.USER_ID], channels, length, next_gap, last_time_us, columns[c.SEEN_ITEMS], fallback)
 
 
 def _matrix(column: pa.ListArray, name: str, length: int) -> Ids:
@@ -214,22 +208,34 @@ def _items_to_fetch(histories: Histories, scorer: Scorer, spec: ScoringSpec) -> 
     return np.minimum(spec.top_k_items + extra, n_items)
 
 
-def _scored(histories: Histories, states: Floats, k_items: int, scorer: Scorer, spec: ScoringSpec) -> pa.RecordBatch:
+def _scored(
+    histories: Histories, states: Floats, k_items: int, scorer: Scorer, spec: ScoringSpec, popular: Popular | None
+) -> pa.RecordBatch:
     k_categories = min(spec.interest_depth, len(scorer.categories.tokens) - c.FIRST_ID)
     item_ids, item_p, category_ids, category_p = scorer.top_of(
         states, histories.next_gap, histories.channels, histories.length, k_items, k_categories
     )
-    unknown = ((histories.channels[c.ITEM] <= c.OOV) & (histories.channels[c.CATEGORY] <= c.OOV)).all(axis=1)  # [B]
-    item_ids, item_p = _popular_where(unknown, item_ids, item_p, scorer.items)  # [B, W]
-    category_ids, category_p = _popular_where(unknown, category_ids, category_p, scorer.categories)
-    provenance = pa.array((FROM_MODEL, FROM_POPULARITY)).take(pa.array(unknown.astype(np.int8)))
-    columns = (
-        histories.users,
-        provenance,
+    known = histories.n_known
+    item_ids, item_p = _popular_where(known == 0, item_ids, item_p, scorer.items)  # [B, W]
+    category_ids, category_p = _popular_where(known == 0, category_ids, category_p, scorer.categories)
+    rung = np.where(known == 0, 2, np.where(known < spec.short_history_events, 1, 0)).astype(np.int8)
+    columns = [
+        pa.array((FROM_MODEL, SHORT_HISTORY, FROM_POPULARITY)).take(pa.array(rung)),
         _interests(category_ids, category_p, histories.channels[c.CATEGORY], scorer.categories, spec),
         _items(item_ids, item_p, histories.seen, scorer.items, spec),
-    )
-    return pa.RecordBatch.from_arrays(list(columns), names=list(OUTPUT_COLUMNS))
+    ]
+    unknown = np.flatnonzero((known == 0) & histories.fallback.is_valid().to_numpy(zero_copy_only=False))
+    if popular is not None and len(unknown):
+        found = rows_of(histories.fallback.take(pa.array(unknown)).to_pylist(), popular, spec)
+        columns = [_replaced(column, unknown, rows) for column, rows in zip(columns, found, strict=True)]
+    return pa.RecordBatch.from_arrays([histories.users, *columns], names=list(OUTPUT_COLUMNS))
+
+
+def _replaced(column: pa.Array, at: NDArray[np.intp], rows: pa.Array) -> pa.Array:
+    """The column with other values at some places, in their order."""
+    picked = np.arange(len(column))
+    picked[at] = len(column) + np.arange(len(at))
+    return pa.concat_arrays([column, rows]).take(pa.array(picked))
 
 
 def _popular_where(unknown: Mask, ids: Ids, probabilities: Probabilities, names: Names) -> tuple[Ids, Probabilities]:

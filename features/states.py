@@ -22,7 +22,9 @@ from features import columns as c
 from features.contexts import after_events, contexts, row_hashes
 from features.contracts import USER_STATES, ContractError
 from features.outlook_columns import Asked, has_moved_on, with_answers, with_returns, without_outlook
-from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, ScoringSpec, histories_of, score_rows
+from features.rungs import BY_MODEL, Popular
+from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, histories_of, score_rows
+from features.scoring_spec import ScoringSpec
 
 STATES_ARROW = to_arrow_schema(USER_STATES.schema)
 # What became of users. Those who are there: rows as they were; scored from the state as it was, from it and new
@@ -37,11 +39,15 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """What all rows of a run share. session_gap_s: a longer silence than that has ended a user's session."""
+    """What all rows of a run share. session_gap_s: a longer silence than that has ended a user's session.
+
+    popular: of the last days, for users of whom the model knows nothing; None where there is none.
+    """
 
     as_of: datetime
     model_version: str
     session_gap_s: int
+    popular: Popular | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def score_share(
     stays = np.full(len(users), not is_everyone)  # [m]
     stays[at[at >= 0]] = False
     stays[pc.index_in(gone, users).drop_null().to_numpy()] = False
-    _check_silence(stays, states, before, run)
+    _check_left_out(stays, states, before, run)
     stays[at[is_same]] = True
 
     todo = np.flatnonzero(~is_same)
@@ -150,7 +156,7 @@ def _is_same(
     scorer: Scorer,
     run: Run,
 ) -> Mask:
-    """Users whose scores of before would come out again: the same row, and as silent as then. → [n]."""
+    """Users whose scores of before would come out again: the same row, as silent as then, known to the model. → [n]."""
     if before is None:
         return np.zeros(len(at), bool)
     known = at >= 0
@@ -158,21 +164,26 @@ def _is_same(
         return known
     was_silent = _is_silent(states.last_time_us, before.as_of, run)[at]
     is_silent = histories.next_gap >= scorer.new_session_gap
-    same: Mask = known & (states.row_hash[at] == whole_row) & (was_silent == is_silent)
+    same: Mask = known & (states.row_hash[at] == whole_row) & (was_silent == is_silent) & (histories.n_known > 0)
     return same
 
 
-def _check_silence(stays: Mask, states: _Known, before: Before | None, run: Run) -> None:
-    """Those that no row came for must be asked as before."""
+def _check_left_out(stays: Mask, states: _Known, before: Before | None, run: Run) -> None:
+    """Those that no row came for must be asked as before, and be known to the model: what is popular moves daily."""
     if before is None:
         return
     changed = _is_silent(states.last_time_us, before.as_of, run) != _is_silent(states.last_time_us, run.as_of, run)
-    if (changed & stays).any():
-        user = before.states[c.USER_ID][int(np.flatnonzero(changed & stays)[0])].as_py()
-        raise ContractError(
-            f"{before.where}: the session of user {user} has ended since, but the night brought no row to score the "
-            "user again. This is a defect of jobs/layers.py, not of the data; score everyone anew with --full."
-        )
+    unknown = ~pc.is_in(before.scores[c.PROVENANCE], pa.array(BY_MODEL)).to_numpy()
+    for is_wrong, problem in (
+        (changed & stays, "the session of user {} has ended since"),
+        (unknown & stays, "the model knows nothing of user {}, who is scored anew each night"),
+    ):
+        if is_wrong.any():
+            user = before.states[c.USER_ID][int(np.flatnonzero(is_wrong)[0])].as_py()
+            raise ContractError(
+                f"{before.where}: {problem.format(user)}, but the night brought no row to score the user again. This "
+                "is a defect of jobs/layers.py, not of the data; score everyone anew with --full."
+            )
 
 
 def _is_silent(last_time_us: Ints, as_of: datetime, run: Run) -> Mask:
@@ -208,7 +219,7 @@ def _scored(
     state[goes_on] = states.state[at[goes_on]]
     state = scorer.advance(after_events(channels, n_read), (length - n_read).astype(np.int32), state)
 
-    pieces = [pa.Table.from_batches([piece]) for piece in score_rows(histories, state, scorer, spec)]
+    pieces = [pa.Table.from_batches([piece]) for piece in score_rows(histories, state, scorer, spec, run.popular)]
     scores = _with_provenance(pieces, run)
     order = pc.index_in(scores[c.USER_ID].combine_chunks(), histories.users).to_numpy()
     past = _past_categories(histories)

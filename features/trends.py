@@ -3,6 +3,8 @@
 Shapes: B rows, W categories looked at.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,7 @@ def past_shares(counts: Counts, n_known: Counts, global_shares: Floats, smoothin
 
 
 def trend_codes(
-    probabilities: NDArray[np.float32],
+    probabilities: NDArray[np.floating[Any]],
     shares: Floats,
     counts: Counts,
     n_known: Counts,

@@ -27,7 +27,8 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contracts import CONTRACTS, SCORES, SEQUENCES, SESSIONS
 from features.denoising import DenoisingSpec
-from features.scoring import HISTORY_COLUMNS, SCORES_ARROW, ScoringSpec
+from features.scoring import HISTORY_COLUMNS, SCORES_ARROW
+from features.scoring_spec import ScoringSpec
 from features.sessions import CutRules, denoised_sessions, events_by_user
 from features.states import Run, score_share
 from jobs.layers import read_sequences

@@ -111,7 +111,7 @@ def evaluate(
     say(f"evaluate: ranking {n_ids[0] - 2:,} items for {protocol.n_users:,} users, {len(sources)} rows of the table")
     evaluation = evaluate_rankings(rows, protocol, sources, n_ids, spec, model=MODEL)
     probable = {name: found for name, found in choices.items() if name != MODEL or choice.ensemble != RANKS}
-    details = details_of(evaluation, rows, trained, n_ids, probable, spec)
+    details = details_of(evaluation, rows, trained, n_ids, probable, spec, settings.scoring.short_history_events)
     inputs = {f"{TRAINING_SEQUENCES.name}/{date}": manifest.hash, "bundle": judged.versions[MODEL]}
     inputs |= {name: version for name, version in judged.versions.items() if name != MODEL}
     path = store.path(TABLES[split], date)

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features import columns as c
+from features.rungs import n_known
 from jobs.evaluation_models import AGAINST, MODEL
 from model.baselines import TrainEvents
 from model.calibration import Calibration, FirstChoices, calibration
-from model.cohorts import Cohorts, CohortValue, by_action, by_history, by_popularity, cohort_values
+from model.cohorts import Cohorts, CohortValue, by_action, by_history, by_popularity, by_rung, cohort_values
 from model.evaluation import CATEGORY_TARGET, ITEM_TARGET, TARGETS, Evaluation, EvaluationRows, EvaluationSpec
 from model.metrics import HR, NDCG, USER_METRICS
 from model.paired import PairedTest, paired_tests
@@ -45,8 +47,12 @@ def details_of(
     n_ids: tuple[int, int],
     choices: Mapping[str, Mapping[str, FirstChoices]],
     spec: EvaluationSpec,
+    short_events: int,
 ) -> Details:
-    """Work out all details of one evaluation. choices: source → target → first choices, where it has probabilities."""
+    """Work out all details of one evaluation. choices: source → target → first choices, where it has probabilities.
+
+    short_events: known events from which a history is no longer a short one, as in scoring.
+    """
     k = main_k(spec.ks)
     at_k = spec.ks.index(k)
     cohorts: list[CohortRow] = []
@@ -54,7 +60,7 @@ def details_of(
         (CATEGORY_TARGET, rows.next_category, trained.category, n_ids[1]),
         (ITEM_TARGET, rows.next_item, trained.item, n_ids[0]),
     ):
-        divisions = _divisions(rows, labels, np.bincount(events, minlength=size), spec)
+        divisions = _divisions(rows, labels, np.bincount(events, minlength=size), spec, short_events)
         for metric in _COHORT_METRICS:
             m = USER_METRICS.index(metric)
             values = {source: found[:, at_k, m] for source, found in evaluation.per_user[target].items()}
@@ -115,9 +121,14 @@ def main_k(ks: Sequence[int]) -> int:
 
 
 def _divisions(
-    rows: EvaluationRows, labels: NDArray[np.int32], train_counts: NDArray[np.int64], spec: EvaluationSpec
+    rows: EvaluationRows,
+    labels: NDArray[np.int32],
+    train_counts: NDArray[np.int64],
+    spec: EvaluationSpec,
+    short_events: int,
 ) -> tuple[Cohorts, ...]:
     return (
+        by_rung(n_known(rows.channels[c.ITEM], rows.channels[c.CATEGORY]), short_events),
         by_history(rows.length, spec.history_edges),
         by_popularity(labels, train_counts, spec.popularity_shares),
         by_action(rows.label_actions.values[rows.label_actions.offsets[:-1]]),

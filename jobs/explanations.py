@@ -15,7 +15,7 @@ from features import columns as c
 from features.contracts import SCORES, ContractError
 from features.evolution import Month, months_of
 from features.left_out import Coding, Effects, effects
-from features.outlook_columns import BY_MODEL
+from features.rungs import BY_MODEL
 from features.scoring import Names, Scorer
 from jobs.history import events_until
 from jobs.published import bundle_of

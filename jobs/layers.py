@@ -50,21 +50,53 @@ def read_sequences(spark: SparkSession, store: Store, dt: date) -> DataFrame:
     return _as_of(newer.unionByName(untouched).where(F.col(c.LENGTH) > 0), layers[0], dt)
 
 
-def rows_since(spark: SparkSession, store: Store, layers: Sequence[Manifest], day: str, silence_s: int) -> DataFrame:
+def rows_since(
+    spark: SparkSession,
+    store: Store,
+    layers: Sequence[Manifest],
+    day: str,
+    silence_s: int,
+    always: DataFrame | None = None,
+) -> DataFrame:
     """Of `sequences_v1` the rows of users whose events changed since a layer below, or who fell silent since then.
 
     layers: `layers_of`; day: that of one of them. Silent: the last event lay within silence_s before the end of that
-    day. A row of length 0 says that nothing is left of a user.
+    day. always: user_id of others whose rows are wanted whatever happened. A row of length 0 says that nothing is left
+    of a user.
     """
     dt, cutoff = date.fromisoformat(layers[0].dt), midnight(date.fromisoformat(day) + timedelta(days=1))
     newer = _latest(_frames(spark, store, [layer for layer in layers if layer.dt > day]))
     # Who was heard of within that time was touched by the run of its first day or a later one.
     since = cutoff - timedelta(seconds=silence_s)
-    below = [layer for layer in layers if str(since.date()) <= layer.dt <= day]
-    heard = F.col(c.LAST_TIME) >= F.lit(since)
-    ended = _latest(_frames(spark, store, below)).where(heard & (F.col(c.LENGTH) > 0))
+    below = [layer for layer in layers if layer.dt <= day and (always is not None or str(since.date()) <= layer.dt)]
+    wanted = F.col(c.LAST_TIME) >= F.lit(since)
+    kept = _latest(_frames(spark, store, below)).where(F.col(c.LENGTH) > 0)
+    if always is not None:
+        marked = always.select(c.USER_ID, F.lit(True).alias("_always"))
+        kept = kept.join(marked, on=c.USER_ID, how="left")
+        wanted |= F.col("_always").isNotNull()
+    ended = kept.where(wanted).select(*SEQUENCES.schema.names)
     rows = newer.unionByName(ended.join(newer.select(c.USER_ID), c.USER_ID, "left_anti"))
     return _as_of(rows, layers[0], dt)
+
+
+def unknown_users(
+    spark: SparkSession, store: Store, layers: Sequence[Manifest], n_items: int, n_categories: int
+) -> DataFrame:
+    """user_id of those with a row in one of these layers that holds no known id, perhaps beside one that does.
+
+    n_items, n_categories: sizes of a model's vocabularies; ids from there on are younger than it.
+    """
+
+    def knows(channel: str, size: int) -> Column:
+        return F.exists(channel, lambda number: (number >= c.FIRST_ID) & (number < size))
+
+    known = knows(c.ITEM, n_items) | knows(c.CATEGORY, n_categories)
+    frames = [frame.select(c.USER_ID, c.LENGTH, c.ITEM, c.CATEGORY) for frame in _frames(spark, store, layers)]
+    rows = frames[0]
+    for frame in frames[1:]:
+        rows = rows.unionByName(frame)
+    return rows.where((F.col(c.LENGTH) > 0) & ~known).select(c.USER_ID).distinct()
 
 
 def _frames(spark: SparkSession, store: Store, layers: Sequence[Manifest]) -> list[DataFrame]:

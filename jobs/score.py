@@ -38,12 +38,14 @@ from features.contracts import (
 )
 from features.outlook_columns import OutlookModel
 from features.partitions import power_of_two
+from features.rungs import BY_MODEL, RUNGS, SHORT_HISTORY
 from features.score_feeds import outlook_means
-from features.scoring import FROM_MODEL, FROM_POPULARITY, Names, Scorer
+from features.scoring import Names, Scorer
 from features.states import ADVANCED, ASKED_AGAIN, CARRIED, GONE, NEWCOMERS, OUTCOMES, REPLAYED, Run
 from features.trends import TRENDS
 from jobs.cli import run_job, say, show, stage_parser
 from jobs.encoded import check_vocabulary
+from jobs.fallbacks import below_the_model, fallbacks_of
 from jobs.feeds import feed_tables, publish_feeds, remove_feeds
 from jobs.layers import layers_of, read_sequences, rows_since
 from jobs.score_files import ScorePlan, write_scores
@@ -61,7 +63,7 @@ _MEANS = {
     c.CONTACTS_PER_WEEK: "{mean_contacts_per_week:.2f} contacts a week; ",
     c.DRIFT: "mean drift {mean_drift:.2f}; ",
 }
-_COUNTED = (*(f"from_{name}" for name in (FROM_MODEL, FROM_POPULARITY)), *TRENDS, *OUTCOMES)
+_COUNTED = (*(f"from_{name}" for name in RUNGS), *TRENDS, *OUTCOMES)
 
 
 def score(
@@ -86,16 +88,21 @@ def score(
     store = Store(root)
     path = bundle_path or store.path("bundle", date)
     sequences = store.check(SEQUENCES, date, _MADE_BY)
-    model_version = _check_fit(store, path, sequences)
+    bundle = _check_fit(store, path, sequences)
+    model_version, sizes = bundle.model_version, (bundle.sizes.items, bundle.sizes.categories)
     basis = basis_of(sequences, model_version)
     carry = None if full else latest_carry(store, date, basis, settings)
 
     layers = layers_of(store, date)
-    run = Run(as_of(date), model_version, _session_gap_s(sequences))
+    session_gap_s = _session_gap_s(sequences)
     if carry is not None and carry.lies_below(layers):
-        rows, is_everyone = rows_since(spark, store, layers, carry.day, run.session_gap_s), False
+        always = below_the_model(spark, store, carry)
+        rows, is_everyone = rows_since(spark, store, layers, carry.day, session_gap_s, always), False
+        scored_layers = [layer for layer in layers if layer.dt > carry.day]
     else:
-        rows, is_everyone = read_sequences(spark, store, date), True
+        rows, is_everyone, always, scored_layers = read_sequences(spark, store, date), True, None, layers
+    unknown = fallbacks_of(spark, store, date, scored_layers, always, sizes, settings.scoring)
+    run = Run(as_of(date), model_version, session_gap_s, unknown.popular if unknown else None)
     feeds = feed_tables(settings.feeds)
     folders = {contract: store.staging(contract.name, date) for contract in (SCORES, USER_STATES, *feeds)}
     for folder in folders.values():
@@ -115,7 +122,7 @@ def score(
     )
     came = Observation("sequences")
     try:
-        written, counts = write_scores(rows.observe(came, *_came()), plan)
+        written, counts = write_scores(rows.observe(came, *_came()), plan, unknown.users if unknown else None)
     except (PySparkException, Py4JJavaError) as error:
         raise _raised_by_worker(error) from error
     there = came.get
@@ -225,8 +232,8 @@ class _BundleOutlook:
         self.answers, self.back = predictor.future_of, predictor.back_of
 
 
-def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
-    """The bundle's model_version; an error where these sequences were encoded in another way."""
+def _check_fit(store: Store, path: str, sequences: Manifest) -> Bundle:
+    """The bundle; an error where these sequences were encoded in another way."""
     bundle = load_bundle(path)
     bundle.check_sequences(sequences.counters)
     manifest = check_vocabulary(store, sequences)
@@ -235,7 +242,7 @@ def _check_fit(store: Store, path: str, sequences: Manifest) -> str:
         of_day, _ = vocabulary_lists(pa.concat_tables([_rows(store, f"{folder}/{f['path']}") for f in manifest.files]))
         for kind, tokens in bundle.vocabulary.items():
             _check_prefix(kind, tokens, of_day[kind], path, folder)
-    return bundle.model_version
+    return bundle
 
 
 def _check_prefix(kind: str, ours: Sequence[str], theirs: Sequence[str], path: str, folder: str) -> None:
@@ -270,10 +277,12 @@ def _raised_by_worker(error: Exception) -> Exception:
 def summary(manifest: Manifest) -> str:
     """One line for people."""
     counted = manifest.counters
+    unknown = manifest.rows - sum(counted[f"from_{name}"] for name in BY_MODEL)
     trends = ", ".join(f"{counted[trend]:,} {trend}" for trend in TRENDS)
     ahead = "".join(text.format(**counted) for name, text in _MEANS.items() if f"mean_{name}" in counted)
     return (
-        f"{manifest.rows:,} users, {counted[f'from_{FROM_POPULARITY}']:,} by popularity; interests: {trends}; "
+        f"{manifest.rows:,} users, {counted[f'from_{SHORT_HISTORY}']:,} with a short history, "
+        f"{unknown:,} unknown to the model; interests: {trends}; "
         f"{ahead}"
         f"{counted[CARRIED]:,} carried, {counted[ASKED_AGAIN] + counted[ADVANCED]:,} scored from their states, "
         f"{counted[REPLAYED]:,} from their sequences"

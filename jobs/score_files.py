@@ -18,19 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SEQUENCES, ContractError
 from features.histories import buckets_of
+from features.rungs import FALLBACK, FALLBACK_TYPE
 from features.score_feeds import exploded, most_drifted, outlook_sums
-from features.scoring import HISTORY_COLUMNS, SCORES_ARROW, Scorer, ScoringSpec
+from features.scoring import FALLBACK_ARROW, HISTORY_COLUMNS, SCORES_ARROW, Scorer
+from features.scoring_spec import ScoringSpec
 from features.states import STATES_ARROW, Before, Run, Scored, score_share
 from jobs.bucket_files import bucket_file
 from jobs.observing import task_line
 
 _ROWS, _READ = "rows", "read"
 _SEQUENCES = to_arrow_schema(SEQUENCES.schema)
+_ROWS_ARROW = pa.schema([*(_SEQUENCES.field(name) for name in HISTORY_COLUMNS), (FALLBACK, FALLBACK_ARROW)])
 _DONE = "bucket int, paths array<string>, digests array<string>, counts string"
 _TEXTS = pa.list_(pa.string())
 _DONE_ARROW = pa.schema([("bucket", pa.int32()), ("paths", _TEXTS), ("digests", _TEXTS), ("counts", pa.string())])
@@ -69,8 +73,12 @@ class ScorePlan:
     drift_users: int = 0
 
 
-def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[dict[str, str], Counter[str]]:
+def write_scores(
+    sequences: DataFrame, plan: ScorePlan, fallbacks: DataFrame | None = None
+) -> tuple[dict[str, str], Counter[str]]:
     """Write scores and states of all users below two empty folders → files that count with digests, and counts.
+
+    sequences: rows of sequences_v1; fallbacks: those of users of whom the model knows nothing (features.fallbacks).
 
     Counts: `rows` written, `read` of the sequences; rows by outcome, by provenance and interests by trend.
 
@@ -80,7 +88,10 @@ def write_scores(sequences: DataFrame, plan: ScorePlan) -> tuple[dict[str, str],
     Raises:
         ContractError: a bucket did not report: a defect.
     """
-    by_bucket = sequences.select(*HISTORY_COLUMNS).repartition(plan.n_buckets, c.USER_ID)
+    rows = sequences.select(*HISTORY_COLUMNS, F.lit(None).cast(FALLBACK_TYPE).alias(FALLBACK))
+    if fallbacks is not None:  # no join: Spark would deal the rows for it, and leave out the dealing below as done
+        rows = rows.unionByName(fallbacks.select(c.USER_ID, FALLBACK), allowMissingColumns=True)
+    by_bucket = rows.repartition(plan.n_buckets, c.USER_ID)
     done = by_bucket.mapInArrow(partial(_score_bucket, plan=plan), _DONE).collect()
     if sorted(row["bucket"] for row in done) != list(range(plan.n_buckets)):
         raise ContractError(
@@ -99,8 +110,7 @@ def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterato
     assert context is not None
     number = context.partitionId()
     held = [batch for batch in batches if batch.num_rows]
-    schema = pa.schema([_SEQUENCES.field(name) for name in HISTORY_COLUMNS])
-    rows = pa.Table.from_batches(held).cast(schema) if held else schema.empty_table()
+    rows = _joined(pa.Table.from_batches(held)) if held else _ROWS_ARROW.empty_table()
     del held
     _check_dealt(rows, number, plan)
     before = _before(number, plan)
@@ -131,6 +141,16 @@ def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterato
         ],
         schema=_DONE_ARROW,
     )
+
+
+def _joined(came: pa.Table) -> pa.Table:
+    """Rows of sequences, each with its user's fallback. It came as a row of its own, without a length."""
+    is_row = came[c.LENGTH].is_valid()
+    rows, others = came.filter(is_row), came.filter(pc.invert(is_row))
+    at = pc.index_in(rows[c.USER_ID].combine_chunks(), others[c.USER_ID].combine_chunks())
+    return pa.table(
+        [*rows.select(HISTORY_COLUMNS), others[FALLBACK].combine_chunks().take(at)], names=_ROWS_ARROW.names
+    ).cast(_ROWS_ARROW)
 
 
 @lru_cache(maxsize=1)

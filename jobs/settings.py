@@ -13,7 +13,7 @@ from features.denoising import DenoisingSpec
 from features.events import CleaningSpec
 from features.input_quality import InputQualitySpec
 from features.report import ReportSpec
-from features.scoring import ScoringSpec
+from features.scoring_spec import ScoringSpec
 from features.sequences import SequencesSpec
 from features.sessions import SessionsSpec
 from features.simulation import SimulationSpec

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import SCORES, SEQUENCES, VOCABULARY
-from features.scoring import FROM_MODEL
+from features.rungs import BY_MODEL
 from features.trends import FADING, NEW, RISING, STEADY, TRENDS
 from jobs.encoded import vocabulary_of
 from jobs.layers import read_sequences
@@ -49,7 +49,7 @@ def most_moved(scores: DataFrame) -> DataFrame:
 
     both = any_of(NEW, RISING) & any_of(FADING)
     largest = F.array_max(F.transform(c.INTERESTS, move))
-    return scores.where(F.col(c.PROVENANCE) == FROM_MODEL).orderBy(both.desc(), largest.desc(), c.USER_ID)
+    return scores.where(F.col(c.PROVENANCE).isin(*BY_MODEL)).orderBy(both.desc(), largest.desc(), c.USER_ID)
 
 
 def in_words(user: str, past: Sequence[str], interests: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from features.columns import ACTIONS, FIRST_ID
 from model.metrics import Floats, Ints, bootstrap_means, interval
 
-HISTORY, POPULARITY, ACTION = "history length", "label popularity", "label action"
+HISTORY, POPULARITY, ACTION, RUNG = "history length", "label popularity", "label action", "rung"
 HEAD, MIDDLE, TAIL, UNSEEN = "head", "middle", "tail", "not in training"
 
 
@@ -69,6 +69,12 @@ def by_popularity(labels: Ints, train_counts: NDArray[np.int64], shares: tuple[f
 def by_action(codes: Ints) -> Cohorts:
     """Rows by what the label event was. codes: [B] action codes."""
     return Cohorts(ACTION, ("unknown", *ACTIONS), np.maximum(codes.astype(np.int64) - FIRST_ID + 1, 0))
+
+
+def by_rung(n_known: NDArray[np.int64], short_events: int) -> Cohorts:
+    """Rows by how much the model knows of them. n_known: [B] events with a known item or category."""
+    of_row = np.where(n_known == 0, 2, np.where(n_known < short_events, 1, 0))
+    return Cohorts(RUNG, ("model", "short_history", "unknown to the model"), of_row.astype(np.int64))
 
 
 def cohort_values(

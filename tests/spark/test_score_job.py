@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pyspark import cloudpickle
@@ -28,6 +28,13 @@ SETTINGS = Settings.model_construct(scoring=SPEC, feeds=FeedsSpec(exploded=False
 CODING = {"length": LENGTH, "gap_edges_s": [60, 1800], "new_session_gap": 4}
 
 
+class Sizes(NamedTuple):
+    """Of the vocabularies."""
+
+    items: int
+    categories: int
+
+
 class FakeBundle:
     """Accepts the coding above; its ids are named by rows of vocabulary_v1."""
 
@@ -39,6 +46,7 @@ class FakeBundle:
             kind: ["", "", *(token for of, token, _, _ in rows if of == kind)]
             for kind in (c.KIND_ITEM, c.KIND_CATEGORY)
         }
+        self.sizes = Sizes(*(len(self.vocabulary[kind]) for kind in (c.KIND_ITEM, c.KIND_CATEGORY)))
 
     def check_sequences(self, counters: dict[str, Any]) -> None:
         if {name: counters[name] for name in CODING} != CODING:
@@ -103,7 +111,7 @@ def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) ->
     assert (manifest.counters["from_model"], manifest.counters["from_popularity"]) == (40, 1)
     trends = [interest[c.TREND] for row in rows for interest in row[c.INTERESTS]]
     assert {name: manifest.counters[name] for name in set(trends)} == {name: trends.count(name) for name in set(trends)}
-    assert job.summary(manifest).startswith("41 users, 1 by popularity; interests: ")
+    assert job.summary(manifest).startswith("41 users, 0 with a short history, 1 unknown to the model; interests: ")
     assert job.summary(manifest).endswith("; 0 carried, 0 scored from their states, 41 from their sequences")
 
 
@@ -171,8 +179,8 @@ def test_an_error_in_a_worker_arrives_as_itself(
 
 
 def test_lost_rows_are_not_published(spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(sequences: DataFrame, plan: Any) -> Any:
-        return whole(sequences.where(f"{c.USER_ID} <> 'u3'"), plan)
+    def forgetful(sequences: DataFrame, plan: Any, fallbacks: Any) -> Any:
+        return whole(sequences.where(f"{c.USER_ID} <> 'u3'"), plan, fallbacks)
 
     whole = job.write_scores
     monkeypatch.setattr(job, "write_scores", forgetful)

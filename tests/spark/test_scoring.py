@@ -18,8 +18,10 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contacts import ActionValues, ContactsSpec
 from features.contracts import SEQUENCES, ContractError
+from features.fallbacks import FallbackSpec
 from features.outlook_columns import OutlookModel
-from features.scoring import HISTORY_COLUMNS, Names, ScoringSpec
+from features.scoring import HISTORY_COLUMNS, Names
+from features.scoring_spec import ScoringSpec
 from features.states import Run, score_share
 from jobs.score_files import ScorePlan, write_scores
 
@@ -38,6 +40,8 @@ SPEC = ScoringSpec(
     batch_rows=2,
     bucket_users=100,
     anchor_events=1,
+    short_history_events=1,
+    fallback=FallbackSpec(recent_days=7, neighbours=50, least_users=2, session_items=100, back_off=0.1),
     drift_days=7,
     best_hours=2,
     contacts=ContactsSpec(
@@ -303,6 +307,8 @@ def test_an_unknown_history_gets_the_popular_and_says_so() -> None:
         "known item": "model",
         "known category": "model",
     }
+    short = scores([history("two", [2, 3], [2, 2]), history("one", [1, 3], [1, 1])], short_history_events=2)
+    assert {user: row[c.PROVENANCE] for user, row in short.items()} == {"two": "model", "one": "short_history"}
     for user in ("unknown", "younger than the model"):
         assert item_ids(rows[user]) == ["i5", "i6", "i4"]
         assert [item[c.PROBABILITY] for item in rows[user][c.ITEMS]] == pytest.approx([0.3, 0.3, 0.2])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.cohorts import by_action, by_history, by_popularity, cohort_values
+from model.cohorts import by_action, by_history, by_popularity, by_rung, cohort_values
 
 
 def ids(*values):
@@ -59,6 +59,15 @@ def test_popularity_by_hand():
 
 def test_actions_are_named():
     assert names(by_action(ids(2, 6, 1, 0, 4))) == ["view", "buy", "unknown", "unknown", "like"]
+
+
+def test_rungs_by_known_events():
+    assert names(by_rung(np.array([0, 1, 2, 3, 50]), 3)) == [
+        "unknown to the model",
+        *["short_history"] * 2,
+        "model",
+        "model",
+    ]
 
 
 def test_groups_add_up_to_the_whole():

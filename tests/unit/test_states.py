@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from features import columns as c
 from features.contracts import ContractError
-from features.scoring import ScoringSpec
+from features.scoring_spec import ScoringSpec
 from features.states import Before, Run, Scored, score_share
 from features.windows import gap_codes
 from tests.outlook import FakeOutlook
