@@ -57,6 +57,13 @@ class ScoringSpec(OutlookSpec):
     batch_rows: int = Field(ge=1)
     bucket_users: int = Field(ge=1)
     anchor_events: int = Field(ge=1)
+    item_index: Literal["exact", "approximate"]
+    item_index_probes: int = Field(ge=1)
+
+    @property
+    def probes(self) -> int | None:
+        """Lists of the item index that are read for a user; None: every item is compared."""
+        return self.item_index_probes if self.item_index == "approximate" else None
 
     @model_validator(mode="after")
     def _depth_holds_top(self) -> Self:
