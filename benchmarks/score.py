@@ -3,7 +3,8 @@
 Users have histories of log-normal length (median 18, a fifth beyond 50 events); the model has random weights. In a
 night a share of the users has a few more events. Scores from carried states are compared with those of everyone anew
 before any time counts. The JVM is started before; a job that comes more than a minute after the last one starts its
-Python workers and loads the model anew, and that counts.
+Python workers and loads the model anew, and that counts. Last, the likeliest items by an index against the exact ones,
+on vectors in clusters (benchmarks/score_index.py).
 """
 
 import argparse
@@ -34,6 +35,8 @@ from jobs.spark import spark_session
 _LIMIT_MIB = 6_144.0  # 2 million users are to be scored within it
 _MOST_APART = 1e-4  # of log-probabilities
 _SWAPPED = 1e-3  # share of places at which near ties may have changed places
+_OFF = 0.1  # of a log-probability; a tenth of a probability
+_BUILT_S = 60.0  # an index is to be there within; each worker process makes one
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,15 +47,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--active", type=float, nargs="*", default=[1, 5, 20, 100], help="percent of users with new events in the night"
     )
+    parser.add_argument(
+        "--index", type=int, nargs="*", default=[20_000, 1_000_000], help="sizes of the vocabulary for the item index"
+    )
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
-    settings, spark, rows = load_settings(), spark_session("benchmark"), []
-    for n_items in arguments.items:
-        with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
-            root = Path(place)
-            rows += _measured(spark, settings, root, n_items, arguments)
-    spark.stop()
+    settings, rows = load_settings(), []
+    if arguments.items:
+        spark = spark_session("benchmark")
+        for n_items in arguments.items:
+            with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
+                rows += _measured(spark, settings, Path(place), n_items, arguments)
+        spark.stop()
+    for n_items in arguments.index:
+        rows += _of_index(n_items, settings.scoring.top_k_items, arguments.runs)
     report(rows, arguments.json)
     return 0
 
@@ -106,10 +115,27 @@ def _measured(
 
 def _in_one_process(root: Path, bundle: str, n_users: int) -> dict[str, float]:
     sequences = str(root / SEQUENCES.name / f"dt={DAY}")
-    command = [sys.executable, "-m", "benchmarks.score_parts", bundle, sequences, str(os.cpu_count()), str(n_users)]
+    return _alone("benchmarks.score_parts", bundle, sequences, os.cpu_count(), n_users)
+
+
+def _of_index(n_items: int, k: int, n_runs: int) -> list[Row]:
+    found = _alone("benchmarks.score_index", n_items, os.cpu_count(), n_runs)
+    rows = [
+        (f"recall@{k}", "share", found["recall"], 1.0, "exact", "higher"),
+        ("log sum", "off", found["off_p50"], _OFF, "for scale; median", "lower"),
+        ("log sum", "off", found["off_p99"], _OFF, "for scale; 99 of 100 rows", "lower"),
+        ("top_k", "ms", found["index_ms"], found["exact_ms"], "exact, 256 rows", "lower"),
+        ("build", "s", found["build_s"], _BUILT_S, "the limit", "lower"),
+    ]
+    return [Row("score_index", f"{n_items:,} items", *values, n_runs, found["peak_rss_mib"]) for values in rows]
+
+
+def _alone(module: str, *arguments: object) -> dict[str, float]:
+    """What a process of its own found."""
+    command = [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"The forward in one process failed: {done.stderr.strip()[-2_000:]}")
+        raise RuntimeError(f"{module} failed: {done.stderr.strip()[-2_000:]}")
     found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 

@@ -26,6 +26,13 @@ class ScoringSpec(OutlookSpec):
     anchor_events: int = Field(ge=1)
     short_history_events: int = Field(ge=1)
     fallback: FallbackSpec
+    item_index: Literal["exact", "approximate"]
+    item_index_probes: int = Field(ge=1)
+
+    @property
+    def probes(self) -> int | None:
+        """Lists of the item index that are read for a user; None: every item is compared."""
+        return self.item_index_probes if self.item_index == "approximate" else None
 
     @model_validator(mode="after")
     def _depth_holds_top(self) -> Self:

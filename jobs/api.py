@@ -105,7 +105,10 @@ def score_users(
     """
     known = load_bundle(bundle)
     loader = LoadBundle(
-        bundle, known.model_version, int(sequences.sparkSession.sparkContext.getConf().get("spark.task.cpus") or "1")
+        bundle,
+        known.model_version,
+        int(sequences.sparkSession.sparkContext.getConf().get("spark.task.cpus") or "1"),
+        settings.scoring.probes,
     )
     run = Run(as_of(day), known.model_version, known.sizes.session_gap_s)
     n = n_partitions or sequences.sparkSession.sparkContext.defaultParallelism

@@ -101,7 +101,7 @@ def explain_users(
     (version,) = {row[c.MODEL_VERSION] for row in rows.values()}
     path = bundle_path or _bundle_path(store, version, dt)
     bundle = load_bundle(path)
-    scorer: Any = LoadBundle(path, version, threads=0)()
+    scorer: Any = LoadBundle(path, version, threads=0, item_probes=settings.scoring.probes)()
     coding = Coding(tuple(bundle.gap_edges_s), settings.scoring.anchor_events)
     end_us = round(as_of(dt).timestamp()) * c.MICROS
     events = _events(spark, store, dt, sorted(rows), scorer)

@@ -108,7 +108,12 @@ def score(
     for folder in folders.values():
         store.fs.makedirs(folder, exist_ok=True)
     plan = ScorePlan(
-        LoadBundle(path, model_version, int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1")),
+        LoadBundle(
+            path,
+            model_version,
+            int(spark.sparkContext.getConf().get("spark.task.cpus", "1") or "1"),
+            settings.scoring.probes,
+        ),
         settings.scoring,
         run,
         int(carry.states.counters["buckets"]) if carry else _n_buckets(spark, layers, settings),
@@ -183,19 +188,23 @@ def _check_rows(
 
 @dataclass(frozen=True)
 class LoadBundle:
-    """Makes a Scorer of a bundle, on an executor. Equal ones share one model in a worker process."""
+    """Makes a Scorer of a bundle, on an executor. Equal ones share one model in a worker process.
+
+    item_probes: see model.predict.Predictor.
+    """
 
     path: str
     model_version: str
     threads: int
+    item_probes: int | None = None
 
     def __call__(self) -> Scorer:
-        """Load the model; a ModelError where the bundle is not the one that the run started with."""
+        """Load the model; a ModelError where it can't be, or the bundle is not the one that the run started with."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads: errors, not build notes
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # its matrix products are faster on CPUs
         from model.predict import Predictor  # TensorFlow: in the worker only
 
-        predictor = Predictor.load(self.path, self.threads)
+        predictor = Predictor.load(self.path, self.threads, self.item_probes)
         if predictor.model_version != self.model_version:
             raise ModelError(
                 f"The bundle {self.path} holds model {predictor.model_version}, the run started with "

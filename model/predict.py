@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from features import columns as c
 from model.bundle import Bundle, load_bundle
+from model.item_index import ItemIndex
 from model.network import Tensor
 from model.outlook import hazards_of, outlook
 from model.repeats import NOWHERE, Modes, certain, columns_of, merged
 from model.returns import back
 from model.row_checks import check_ids, check_rows, check_silence, check_states
 from model.spec import WHEN
-from model.top import top_columns
+from model.top import TopColumns, top_columns
 from model.workers import use_threads
 
 BATCH_ROWS = 256  # large enough for full matrix-multiply speed
@@ -62,14 +63,19 @@ class Future(NamedTuple):
 
 
 class Predictor:
-    """A bundle ready to answer; load it once per process."""
+    """A bundle ready to answer; load it once per process.
 
-    def __init__(self, bundle: Bundle) -> None:
+    The likeliest ids are found exactly, or with `item_probes` the items by an index of which so many lists are read
+    (model.item_index). `probabilities` and `future` are exact with either.
+    """
+
+    def __init__(self, bundle: Bundle, item_probes: int | None = None, threads: int = 0) -> None:
         self.bundle = replace(bundle, weights={})  # the network holds them; a second copy may be large
         self.sizes = bundle.sizes
         self.model_version = bundle.model_version
         self.new_session_gap = bundle.sizes.new_session_gap
         self._network = bundle.network()
+        self._item_index = None if item_probes is None else self._indexed(item_probes, threads)
         length = bundle.sizes.length
         shapes = {name: [None, length] for name in c.CHANNELS} | {c.LENGTH: [None], c.NEXT_GAP: [None]}
         rows = {name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
@@ -98,15 +104,14 @@ class Predictor:
         return bool(self._network.is_recurrent)
 
     @classmethod
-    def load(cls, path: str, threads: int | None = None) -> "Predictor":
+    def load(cls, path: str, threads: int | None = None, item_probes: int | None = None) -> "Predictor":
         """Load a bundle. threads: TensorFlow's, where this process has not used TensorFlow yet; None: its own choice.
 
         Raises:
-            ModelError: the bundle is missing, damaged or of another version.
+            ModelError: the bundle is missing, damaged or of another version, or there is no library for the index.
         """
-        if threads is not None:
-            use_threads(threads, side_by_side=False)
-        return cls(load_bundle(path))
+        in_use = 0 if threads is None else use_threads(threads, side_by_side=False)
+        return cls(load_bundle(path), item_probes, in_use)
 
     def probabilities(self, channels: Mapping[str, Ints], length: Ints, next_gap: Ints) -> tuple[Floats, Floats]:
         """Full distributions, for evaluation → [n, V] of items, [n, V] of categories.
@@ -313,9 +318,8 @@ class Predictor:
         found: list[Any] = []
         answers = self._network.answers(newest, next_gap)
         for (kind, answer), k in zip(answers.items(), (k_items, k_categories), strict=True):
-            table, bias = self._network.output_table(kind)
             modes, held = self._modes(kind, newest, next_gap, answer, row)
-            best = top_columns(answer, table, bias, k, excluded=held)
+            best = self._likeliest(kind, answer, k, held)
             ids, log_p = best.columns + c.FIRST_ID, best.log_p
             if modes is not None:
                 ids, log_p = merged(best.columns, log_p, row[kind], modes, k)
@@ -331,7 +335,7 @@ class Predictor:
         for (kind, answer), ids in zip(answers.items(), (item_ids, category_ids), strict=True):
             table, bias = self._network.output_table(kind)
             modes, held = self._modes(kind, newest, next_gap, answer, row)
-            best = top_columns(answer, table, bias, 1, excluded=held)  # it gives the normaliser
+            best = self._likeliest(kind, answer, 1, held)  # it gives the normaliser
             columns = tf.stack([tf.maximum(ids - c.FIRST_ID, 0), best.columns[:, 0]], axis=1)  # [B, 2]
             scores = tf.einsum("be,bke->bk", answer, tf.gather(table, columns)) + tf.gather(bias, columns)
             log_p = best.log_p[:, 0] + scores[:, 0] - scores[:, 1]
@@ -341,6 +345,16 @@ class Predictor:
                 log_p = tf.where(tf.reduce_any(is_held, axis=1), modes.repeats + place, modes.explores + log_p)
             found.append(log_p)
         return found
+
+    def _indexed(self, probes: int, threads: int) -> ItemIndex:
+        table, bias = (values.numpy() for values in self._network.output_table(c.ITEM))
+        return ItemIndex(table, bias, probes, self.sizes.length if c.ITEM in self._network.repeats else 0, threads)
+
+    def _likeliest(self, kind: str, answer: Tensor, k: Tensor, held: Tensor | None) -> TopColumns:
+        if kind == c.ITEM and self._item_index is not None:
+            return self._item_index.top_columns(answer, k, held)
+        table, bias = self._network.output_table(kind)
+        return top_columns(answer, table, bias, k, excluded=held)
 
     def _modes(
         self, kind: str, newest: Tensor, next_gap: Tensor, answer: Tensor, row: Mapping[str, Tensor]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -448,6 +449,31 @@ def test_a_row_is_explained_by_its_events_and_months(
     line = said.split("What moved the interest most")[1].splitlines()[1]
     assert most["event_time"][:16].replace("T", " ") in line
     assert line.endswith(f"× {np.exp(most['interest_effect']):.2f}")
+
+
+def test_with_an_item_index_everyone_is_scored_anew_and_explained_by_it(
+    spark: SparkSession,
+    settings: Settings,
+    scored: tuple[Path, dict[date, Manifest]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("faiss", reason="FAISS is not installed (the extra [index])")
+    root, day, model = tmp_path / "copy", NIGHTS[-1], str(scored[0] / "bundle-1")
+    shutil.copytree(scored[0], root)
+    indexed = settings.scoring.model_copy(update={"item_index": "approximate"})
+    manifest = score(spark, settings.model_copy(update={"scoring": indexed}), str(root), day, model)
+    assert outcomes(manifest) == {"replayed": len(USERS), "newcomers": len(USERS)}
+    assert_same_scores(scores_of(root, day), scores_of(scored[0], day))  # of so few items every list is read
+    flags = ["--root", str(root), "--date", str(day), "--user", "u3", "--bundle", model, "--json"]
+    flags += [part for name in (*SHORT, "scoring.item_index=approximate") for part in ("--set", name)]
+    capsys.readouterr()
+    assert explain.main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["item"] == scores_of(root, day)["u3"][c.ITEMS][0]
+    monkeypatch.setitem(sys.modules, "faiss", None)  # type: ignore[arg-type]
+    assert explain.main(flags) == 3
+    assert "needs FAISS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,17 @@ def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) ->
     assert job.summary(manifest).endswith("; 0 carried, 0 scored from their states, 41 from their sequences")
 
 
+def test_the_item_index_that_is_configured_reaches_the_workers(
+    spark: SparkSession, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(job, "LoadBundle", lambda *of: made.append(of) or MakeFake())
+    approximate = SPEC.model_copy(update={"item_index": "approximate", "item_index_probes": 8})
+    for spec in (SPEC, approximate):
+        job.score(spark, Settings.model_construct(scoring=spec, feeds=SETTINGS.feeds), root, DAY)
+    assert [item_probes for _, _, _, item_probes in made] == [None, 8]
+
+
 def test_a_night_scores_its_layer_and_the_users_below_it(spark: SparkSession, root: str) -> None:
     store, night = Store(root), DAY + timedelta(days=1)
     below = store.manifest(SEQUENCES.name, DAY, "")

@@ -42,6 +42,8 @@ SPEC = ScoringSpec(
     anchor_events=1,
     short_history_events=1,
     fallback=FallbackSpec(recent_days=7, neighbours=50, least_users=2, session_items=100, back_off=0.1),
+    item_index="exact",
+    item_index_probes=1,
     drift_days=7,
     best_hours=2,
     contacts=ContactsSpec(

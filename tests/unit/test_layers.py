@@ -26,6 +26,7 @@ ONLY_IN = {
     "optuna": ("jobs.search",),
     "tqdm": ("model.bar",),
     "kaleido": ("jobs.report_images",),
+    "faiss": ("model.item_index",),
 }
 # The exception: Horovod's launcher for Spark starts ranks and loads no TensorFlow.
 ALSO_IN = {"jobs.spark_ranks": ("horovod.spark", "horovod.runner")}
@@ -150,6 +151,7 @@ def test_light_modules_load_without_tensorflow(module: str) -> None:
         ),
         ("jobs.train", "from mlflow.tracking import MlflowClient", "mlflow belongs in jobs.tracking only"),
         ("jobs.watching", "import tqdm", "tqdm belongs in model.bar only"),
+        ("model.predict", "import faiss", "faiss belongs in model.item_index only"),
         ("jobs.train", "import tensorflow", "jobs/ never imports tensorflow"),
         ("jobs.logging", "", "hides Python's own logging"),
         ("jobs.io", "", "hides Python's own io"),

@@ -55,7 +55,18 @@ def test_of_the_environment_the_run_time_packages_are_shipped() -> None:
     names = {re.sub("[-_.]+", "-", found.metadata["Name"]).lower() for found in package.runtime_distributions()}
     assert {"horovod", "petastorm", "pyarrow", "pyspark", "pydantic", "numpy", "protobuf", "setuptools"} <= names
     assert any(name.startswith("tensorflow") for name in names)
-    assert names & {"pytest", "mypy", "ruff", "duckdb", "polars", "playwright", "mlflow-skinny", "optuna"} == set()
+    for_development = {
+        "pytest",
+        "mypy",
+        "ruff",
+        "duckdb",
+        "polars",
+        "playwright",
+        "mlflow-skinny",
+        "optuna",
+        "faiss-cpu",
+    }
+    assert names & for_development == set()
     assert names & set(package.LEFT_OUT) == set()
 
 
