@@ -151,7 +151,8 @@ def judge_input(facts: NightFacts, earlier: Sequence[NightFacts], spec: InputQua
     """Every number that can be judged. earlier: accepted nights before this one, latest first.
 
     With fewer than `min_nights` of them, volume, new users and shifts have nothing to be compared with and are left
-    out; unknown tokens and new users also where the night knows no earlier vocabulary or users.
+    out, but for the volume of a night without one event: that is too little beside any. Unknown tokens and new users
+    are left out also where the night knows no earlier vocabulary or users.
     """
     found = [
         Finding(
@@ -172,6 +173,8 @@ def judge_input(facts: NightFacts, earlier: Sequence[NightFacts], spec: InputQua
             )
     nights = list(earlier)[: spec.nights]
     if len(nights) < spec.min_nights:
+        if not facts.events:
+            found.append(Finding(VOLUME, 0.0, spec.volume_low, spec.volume_high, "not one event"))
         return found
     middle = median(night.events for night in nights)
     against = f"{facts.events:,} events against a median of {middle:,.0f} in {len(nights)} nights"

@@ -73,10 +73,10 @@ def read_log(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> Da
     """Read a log as text columns, each row whole: further columns are kept, a torn row keeps its line in CORRUPT.
 
     Of JSON only the columns that the map names are read. An exploded line becomes one row for each entry of its
-    list; a torn line, or one whose list is empty, stays one row.
+    list; a torn line, or one whose list is empty, stays one row. A text file without a line has no rows.
 
     Raises:
-        ContractError: a file has no such column, or nothing at all.
+        ContractError: a file has no such column.
     """
     if source.format == "parquet":
         raw = spark.read.parquet(*paths)
@@ -85,8 +85,8 @@ def read_log(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> Da
     if source.format == "json":
         return _read_json(spark, source, paths)
     names = list(source.names)
-    if source.header:
-        names = spark.read.csv(paths[0], sep=source.delimiter, header=True).columns
+    if source.header:  # the first line that there is; where no file has one, there is no row to read either
+        names = spark.read.csv(list(paths), sep=source.delimiter, header=True).columns or source.needed
     _require_columns(source, names, paths)
     # Without this the reader skips columns that nothing uses, and then takes a torn row for a good one.
     return spark.read.option("columnPruning", False).csv(

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
 from types import FrameType
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 from features.contracts import ContractError
 from jobs.commands import command_parser
 from jobs.observing import ERROR, INFO, is_rank, keep_error, keep_result, line_of, observed, says_json
-from jobs.root_lock import HeldError, refuse_if_held
+from jobs.root_lock import HeldError, one_stage, refuse_if_held
 from jobs.settings import UsageError
+from jobs.store import Store
 from jobs.terminal import RED, paint
 from model.errors import ModelError
 
@@ -24,6 +26,7 @@ EXIT_OTHER = 1
 EXIT_USAGE = 2
 EXIT_CONTRACT = 3
 EXIT_HELD = 4
+WRITERS = ("sessionize", "vocabulary", "sequences", "score")  # jobs of which one at a time writes a day
 PLANNED = ("run", "nightly", "sessionize", "vocabulary", "sequences", "train", "score")  # jobs that take --plan
 
 
@@ -96,7 +99,8 @@ def run_job(
 ) -> int:
     """Parse, run, and turn an error into one paragraph and its exit code.
 
-    2 arguments, 3 contract or gate, 4 a root that another run holds, 1 other. takes_root: `main` holds the root itself.
+    2 arguments, 3 contract or gate, 4 a root or day that another run holds, 1 other. takes_root: `main` holds the root
+    itself.
     """
     arguments = parser.parse_args(argv)
     job = getattr(arguments, "job", "")
@@ -117,9 +121,8 @@ def _exit_code_of(main: Callable[[argparse.Namespace], None], arguments: argpars
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a closed terminal too, but not under nohup
             signal.signal(signal.SIGHUP, _interrupt)
     try:
-        if not takes_root and getattr(arguments, "root", None):
-            refuse_if_held(arguments.root)
-        main(arguments)
+        with nullcontext() if takes_root else _held(arguments):
+            main(arguments)
     except KeyboardInterrupt:
         if "jobs.spark" in sys.modules:  # not imported for this
             sys.modules["jobs.spark"].hush()
@@ -134,6 +137,17 @@ def _exit_code_of(main: Callable[[argparse.Namespace], None], arguments: argpars
     except Exception as error:
         return _report(error, EXIT_OTHER, arguments)
     return 0
+
+
+def _held(arguments: argparse.Namespace) -> AbstractContextManager[None]:
+    """What a stage that is run alone holds meanwhile: its day, where it writes one and the root is there."""
+    root, job, dt = (getattr(arguments, name, None) for name in ("root", "job", "date"))
+    if root:
+        refuse_if_held(root)
+        store = Store(root)
+        if dt and job in WRITERS and store.fs.exists(store.root):
+            return one_stage(store, job, dt, say)
+    return nullcontext()
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

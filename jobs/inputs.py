@@ -17,6 +17,7 @@ from features.contracts import ContractError
 from features.pseudonyms import MIN_KEY_BYTES, PseudonymKey, fingerprint
 from features.sources import SourceMap, read_log, to_time
 from jobs.settings import CONF_DIR, UsageError, describe, read_yaml
+from jobs.spark import lost_worker
 from jobs.store import Manifest, Store
 
 KEY_INPUT = "pseudonym_key"  # among a manifest's inputs: the key's fingerprint
@@ -128,7 +129,7 @@ def find_inputs(
 def readable_error(error: Exception, paths: Sequence[str]) -> Exception:
     """A Spark failure as one that names the file, where the file is the reason."""
     text = str(error)
-    if "Python worker exited unexpectedly" in text or "Python worker failed to connect" in text:
+    if lost_worker(error):
         return RuntimeError(
             "A Python worker of Spark ended without a word, most often killed for memory. Lower sessions.partition_mib "
             "or give the machine more memory; nothing was written."

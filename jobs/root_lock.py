@@ -1,5 +1,7 @@
 """One run at a time on a root: a lock file that says who holds it, and is taken over from the dead.
 
+A stage that is run alone holds its own day only, so that other days and stages go on beside it, but no whole run does.
+
 On a local root (also a POSIX mount) two runs never hold it at once: the file appears whole, by a hard link that fails
 where there is one already. On other stores it is made only where none is seen; where the store can refuse to replace an
 object, that is asked for, else two runs that start within the same moment may both go on. There let the scheduler see
@@ -10,9 +12,9 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import fsspec
 
 from jobs.store import Store
 
-LOCK = "_nightly/run.lock"
+_FOLDER, _LOCKS = "_nightly", ".lock"
+LOCK = f"{_FOLDER}/run{_LOCKS}"
+_GUARD = f"{LOCK}.guard"
 HOLDER = "INTEREST_LOCK_HOLDER"  # in the environment of a run and of the processes it starts: its root
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -34,26 +38,32 @@ def exclusive(store: Store, job: str, tell: Callable[[str], None]) -> Iterator[N
     """Hold the root for one run; `tell` gets a line where a dead run's lock is taken over.
 
     Raises:
-        HeldError: another run holds it.
+        HeldError: another run holds it, or a stage of it that is run alone.
     """
-    path, own = _path(store), _identity(job)
-    store.fs.makedirs(f"{store.root}/_nightly", exist_ok=True)
-    if _is_local(store):
-        _take_local(path, own, tell)
-    else:
-        _take_remote(store, path, own)
-    before = os.environ.get(HOLDER)
-    os.environ[HOLDER] = store.root
-    try:
+    with _held_file(store, LOCK, _identity(job), tell):
+        before = os.environ.get(HOLDER)
+        os.environ[HOLDER] = store.root
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[HOLDER]
+            else:
+                os.environ[HOLDER] = before
+
+
+@contextmanager
+def one_stage(store: Store, job: str, day: date, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold one stage of one day, for a stage that is run alone; nothing is held where a whole run started this process.
+
+    Raises:
+        HeldError: another process does the same stage of the same day, or a run holds the root.
+    """
+    if os.environ.get(HOLDER) == store.root:
         yield
-    finally:
-        if before is None:
-            del os.environ[HOLDER]
-        else:
-            os.environ[HOLDER] = before
-        if _read(store, path) == own:
-            with suppress(FileNotFoundError):
-                store.fs.rm(path)
+        return
+    with _held_file(store, f"{_FOLDER}/{job}-{day}{_LOCKS}", _identity(f"jobs.{job}"), tell):
+        yield
 
 
 def refuse_if_held(root: str) -> None:
@@ -65,29 +75,62 @@ def refuse_if_held(root: str) -> None:
     store = Store(root)
     if os.environ.get(HOLDER) == store.root:
         return
-    path = _path(store)
-    holder = _read(store, path)
-    if holder is not None and not _is_dead(holder):
-        raise _held(path, holder)
+    _refuse_living(store, [_path(store, LOCK)])
+
+
+@contextmanager
+def _held_file(store: Store, name: str, own: Mapping[str, Any], tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock file of the root."""
+    path = _path(store, name)
+    store.fs.makedirs(f"{store.root}/{_FOLDER}", exist_ok=True)
+    if _is_local(store):
+        with Path(_path(store, _GUARD)).open("a") as guard:  # on this machine: look, take over and make as one step
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            _refuse_living(store, _others(store, name))
+            _take_local(path, own, tell)
+    else:
+        _refuse_living(store, _others(store, name))
+        _take_remote(store, path, own)
+    try:
+        yield
+    finally:
+        if _read(store, path) == own:
+            with suppress(FileNotFoundError):
+                store.fs.rm(path)
+
+
+def _others(store: Store, name: str) -> list[str]:
+    """The locks that must be free beside this one: of a run those of all stages, of a stage that of the run."""
+    if name != LOCK:
+        return [_path(store, LOCK)]
+    folder = _path(store, _FOLDER)
+    found = store.fs.ls(folder, detail=False) if store.fs.exists(folder) else []
+    return [path for path in sorted(map(str, found)) if path.endswith(_LOCKS) and path != _path(store, LOCK)]
+
+
+def _refuse_living(store: Store, paths: Sequence[str]) -> None:
+    for path in paths:
+        holder = _read(store, path)
+        if holder is not None and not _is_dead(holder):
+            raise _held(path, holder)
 
 
 def _take_local(path: str, own: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+    """Make the file, or take it over; under the guard."""
     hidden = f"{path}.{own['pid']}"
-    with Path(f"{path}.guard").open("a") as guard:  # among runs of this machine: look, take over and make as one step
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        holder = _read_local(path)
-        if holder is not None and not _is_dead(holder):
-            raise _held(path, holder)
-        if holder is not None:
-            tell(f"{path}: taken over from {_words(holder)}, which is no longer alive")
-            os.unlink(path)
-        Path(hidden).write_text(json.dumps(own, indent=1), encoding="utf-8")
-        try:
-            os.link(hidden, path)
-        except FileExistsError:
-            raise _held(path, _read_local(path) or {}) from None
-        finally:
-            os.unlink(hidden)
+    holder = _read_local(path)
+    if holder is not None and not _is_dead(holder):
+        raise _held(path, holder)
+    if holder is not None:
+        tell(f"{path}: taken over from {_words(holder)}, which is no longer alive")
+        os.unlink(path)
+    Path(hidden).write_text(json.dumps(own, indent=1), encoding="utf-8")
+    try:
+        os.link(hidden, path)
+    except FileExistsError:
+        raise _held(path, _read_local(path) or {}) from None
+    finally:
+        os.unlink(hidden)
 
 
 def _take_remote(store: Store, path: str, own: Mapping[str, Any]) -> None:
@@ -106,9 +149,9 @@ def _take_remote(store: Store, path: str, own: Mapping[str, Any]) -> None:
         raise _held(path, found or {})
 
 
-def _path(store: Store) -> str:
-    """The lock file as the file system spells it, without a scheme."""
-    return f"{fsspec.core.url_to_fs(store.root)[1]}/{LOCK}"
+def _path(store: Store, name: str) -> str:
+    """A file of the root as the file system spells it, without a scheme."""
+    return f"{fsspec.core.url_to_fs(store.root)[1]}/{name}"
 
 
 def _identity(job: str) -> dict[str, Any]:
@@ -149,8 +192,9 @@ def _began(pid: int) -> str | None:
 
 
 def _held(path: str, holder: Mapping[str, Any]) -> HeldError:
+    what = "the root" if path.endswith(LOCK) else "this stage of the day"
     return HeldError(
-        f"{path}: the root is held by {_words(holder)}. Nothing was started. Wait until it has ended and run again; if "
+        f"{path}: {what} is held by {_words(holder)}. Nothing was started. Wait until it has ended and run again; if "
         f"that process is gone and was on another host, remove the file."
     )
 

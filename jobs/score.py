@@ -50,7 +50,7 @@ from jobs.feeds import feed_tables, publish_feeds, remove_feeds
 from jobs.layers import layers_of, read_sequences, rows_since
 from jobs.score_files import ScorePlan, write_scores
 from jobs.settings import Settings, config_hash, load_settings
-from jobs.spark import spark_session
+from jobs.spark import lost_worker, spark_session
 from jobs.store import MANIFEST, Lineage, Manifest, Store
 from jobs.user_states import Carry, as_of, basis_of, latest_carry
 from model.bundle import Bundle, load_bundle, vocabulary_lists
@@ -277,10 +277,18 @@ def _file_hash(path: str) -> str:
 
 
 def _raised_by_worker(error: Exception) -> Exception:
-    """The error that a Python worker raised, where it is one of ours; else Spark's own."""
+    """The error that a Python worker raised, where it is one of ours; what its loss means; else Spark's own."""
     ours = {kind.__name__: kind for kind in (ContractError, ModelError)}
     found = re.search(rf"^\S*({'|'.join(ours)}): (.+)$", str(error), re.MULTILINE)
-    return ours[found.group(1)](found.group(2)) if found else error
+    if found:
+        return ours[found.group(1)](found.group(2))
+    if lost_worker(error):
+        return RuntimeError(
+            "A Python worker of Spark ended without a word while it scored, most often killed for memory. Nothing was "
+            "published; what was published before stays. Run again, with more memory for each core, or with smaller "
+            "buckets: lower scoring.bucket_users, and everyone is scored anew."
+        )
+    return error
 
 
 def summary(manifest: Manifest) -> str:

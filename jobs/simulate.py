@@ -110,11 +110,12 @@ def _write_log(spark: SparkSession, settings: Settings, folder: str, last: date,
     per_day = spec.expected_rows(process_of(spec.process, gap_s, spec.seed)) / spec.days
     file_of_day = F.pmod(F.xxhash64(LINE), F.lit(math.ceil(per_day / _FILE_ROWS)))
     observation = Observation("lines")
-    lines = log_lines(spark, spec, gap_s, last, n_tasks).observe(
-        observation, *(value.alias(name) for name, value in line_counters(spec).items())
-    )
+    counters = [value.alias(name) for name, value in line_counters(spec).items()]
     (
-        lines.repartition(c.DT, file_of_day)
+        log_lines(spark, spec, gap_s, last, n_tasks)
+        .repartition(c.DT, file_of_day)
+        # Behind the shuffle: of the tasks that write each counts once, of those before it each time that it runs again.
+        .observe(observation, *counters)
         .sortWithinPartitions(c.DT, ARRIVAL_MS, LINE)
         .select(F.col(LINE).alias(",".join(RAW_COLUMNS)), c.DT)
         .write.partitionBy(c.DT)

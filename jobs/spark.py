@@ -32,6 +32,7 @@ _ALWAYS = {
 }
 
 _HUSH_S = 5.0
+_LOST_WORKER = ("Python worker exited unexpectedly", "Python worker failed to connect")  # Spark's own words
 
 
 def spark_session(name: str) -> SparkSession:
@@ -93,6 +94,11 @@ def hush() -> None:
     thread = threading.Thread(target=end, daemon=True)
     thread.start()
     thread.join(_HUSH_S)
+
+
+def lost_worker(error: Exception) -> bool:
+    """Whether a Spark job failed because one of its Python workers ended without a word, as by a kill for memory."""
+    return any(words in str(error) for words in _LOST_WORKER)
 
 
 def read_spark_conf(path: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -14,6 +15,7 @@ from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABUL
 from features.events import RunDays, good_events, parse_events
 from features.sessions import CutRules, events_by_user
 from features.sources import read_log
+from jobs import nightly
 from jobs.history import events_until, session_chain
 from jobs.inputs import readable_error
 from jobs.session_files import write_sessions
@@ -180,6 +182,44 @@ def test_an_empty_day_between_others_is_fine(spark: SparkSession, settings: Sett
     store = Store(str(tmp_path / "out"))
     assert store.read(spark, SESSIONS, SECOND, MADE_BY).count() == 1
     assert store.read(spark, REJECTED_EVENTS, SECOND, MADE_BY).count() == 0
+
+
+def test_a_file_without_a_line_is_an_empty_day(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    logs = {day: tmp_path / "raw" / f"dt={day}" / "log.csv" for day in (FIRST, SECOND, THIRD)}
+    write_log(logs[SECOND], line(when="2024-03-02 12:00"))
+    for day in (FIRST, THIRD):
+        logs[day].parent.mkdir()
+        logs[day].touch()
+    with pytest.raises(ContractError, match=r"0 rows were read and none is usable .the log is empty"):
+        run(spark, settings, tmp_path / "alone", str(logs[FIRST]), FIRST)
+    done = run(spark, settings, tmp_path / "out", str(tmp_path / "raw" / "dt={date}"), SECOND, first=FIRST)
+    assert (done.rows_read, done.n_sessions) == (1, 1)
+    assert run(spark, settings, tmp_path / "out", str(logs[THIRD]), THIRD).rows_read == 0
+    assert history(spark, tmp_path / "out", THIRD).count() == 1
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_first_day_without_an_event_ends_a_night_in_one_paragraph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, source = tmp_path / "out", tmp_path / "source.yaml"
+    source.write_text(yaml.safe_dump(SOURCE.model_dump(exclude_defaults=True)))
+    logs = {FIRST: write_log(tmp_path / "1.csv"), SECOND: write_log(tmp_path / "2.csv", line(when="2024-03-02 12:00"))}
+
+    def night(day: date) -> tuple[int, str]:
+        flags = ["--source", str(source), "--input", logs[day], "--bootstrap", "--until", "input"]
+        code = nightly.main(["--root", str(root), "--date", str(day), *flags])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    code, said = night(FIRST)
+    assert code == 3
+    paragraph = f"error: {logs[FIRST]}: 0 rows were read and none is usable (the log is empty). Check the source map "
+    assert said.count(paragraph) == said.count("error:") == 1
+    assert "Traceback" not in said
+    assert Store(str(root)).dates(SESSIONS.name) == []
+    code, said = night(SECOND)  # the log begins a day later
+    assert code == 0, said
+    assert Store(str(root)).dates(SESSIONS.name) == [str(SECOND)]
 
 
 def test_a_missing_input_is_named(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:

@@ -306,6 +306,34 @@ def test_each_nights_scores_are_those_of_scoring_everyone_anew(
         assert len(flat_outlook(told[0])) == 2 + 2 + 3 + 5 + 6 * len(told[0][c.INTERESTS])
 
 
+def test_days_without_an_event_carry_everyone(
+    spark: SparkSession, settings: Settings, scored: tuple[Path, dict[date, Manifest]], tmp_path: Path
+) -> None:
+    root, model = tmp_path / "out", str(scored[0] / "bundle-1")
+    shutil.copytree(scored[0], root)
+    log, told = write_log(tmp_path / "empty.csv"), [scores_of(root, NIGHTS[-1])]
+    for day in (NIGHTS[-1] + timedelta(days=k) for k in (1, 2)):
+        assert sessionize(spark, settings, SOURCE, [log], str(root), day, day, bootstrap=False).rows_read == 0
+        build_scoring_sequences(spark, settings, str(root), day)
+        made = score(spark, settings, str(root), day, model)
+        told.append(scores_of(root, day))
+        assert made.rows == len(USERS)
+        assert made.min_time == f"{day + timedelta(days=1)}T00:00:00+00:00"
+    # Sessions that were open as the last day ended are over by the first empty one; the second changes nobody's past.
+    assert outcomes(made) == {"carried": len(USERS)}
+    moves = (c.AS_OF, c.BACK, c.CONTACTS_PER_WEEK, c.BEST_HOURS, c.NEXT_ACTIONS, c.DRIFT)
+    assert told[2].keys() == told[1].keys() == told[0].keys() == set(USERS)
+    for user, row in told[2].items():
+        before = told[1][user]
+        assert {name for name in row if row[name] != before[name]} <= {*moves, c.INTERESTS}
+        assert row[c.BACK] != before[c.BACK]
+        for now, then in zip(row[c.INTERESTS], before[c.INTERESTS], strict=True):
+            assert now | {c.DAYS_AHEAD: None} == then | {c.DAYS_AHEAD: None}
+    full = score(spark, settings, str(root), day, model, full=True)
+    assert outcomes(full) == {"replayed": len(USERS), "newcomers": len(USERS)}
+    assert_same_scores(told[2], scores_of(root, day))
+
+
 def test_a_night_reads_new_events_only(scored: tuple[Path, dict[date, Manifest]]) -> None:
     _, made = scored
     assert outcomes(made[FIRST]) == {"replayed": len(USERS), "newcomers": len(USERS)}

@@ -1,5 +1,7 @@
 """A week of nights on one root: a new model, a log cut short, a killed night, a model that fails the gate, a way back.
 
+And a night more, whose log is empty.
+
 The nights run once, in order; each test looks at one of them.
 """
 
@@ -23,6 +25,7 @@ from pyspark.sql import SparkSession
 
 from features import columns as c
 from features.contracts import OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES
+from features.simulated_dirt import RAW_COLUMNS
 from jobs import nightly, publish
 from jobs.layers import read_sequences
 from jobs.night import METRICS
@@ -34,7 +37,7 @@ from jobs.store import Store
 
 PROJECT = Path(nightly.__file__).parent.parent
 FIRST, DAYS = date(2024, 3, 1), 26
-NIGHTS = [FIRST + timedelta(days=DAYS - 7 + k) for k in range(7)]
+NIGHTS = [FIRST + timedelta(days=DAYS - 7 + k) for k in range(8)]  # the last has no event
 CONF: dict[str, Any] = {
     "simulation": {
         "users": 300,
@@ -121,7 +124,7 @@ class Week:
 @pytest.fixture(scope="module")
 def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Week:
     nights = Week(tmp_path_factory.mktemp("week"))
-    simulate(spark, load_settings([str(nights.conf)]), str(nights.log), NIGHTS[-1])
+    simulate(spark, load_settings([str(nights.conf)]), str(nights.log), NIGHTS[-2])
     nights.run("first", 0, "--from", str(FIRST), "--bootstrap")
     nights.run("quiet", 1)
     whole = nights.log / "raw" / f"dt={NIGHTS[2]}"
@@ -139,6 +142,11 @@ def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Week:
     nights.run("not good enough", 6, *WILD)
     nights.publish("back", 6, "--rollback")
     nights.run("after the way back", 6, *WILD)
+    empty = nights.log / "raw" / f"dt={NIGHTS[7]}"
+    empty.mkdir()
+    (empty / "part-00000.csv.gz").write_bytes(gzip.compress((",".join(RAW_COLUMNS) + "\n").encode()))
+    nights.run("empty", 7)
+    nights.run("empty, accepted", 7, "--accept", "volume")
     return nights
 
 
@@ -255,11 +263,39 @@ def test_one_command_goes_back_and_the_same_night_does_not_undo_it(week: Week) -
     assert week.runs["after the way back"].published == week.runs["night 5"].published
 
 
+def test_a_day_without_an_event_stops_the_night_before_anything_is_scored(week: Week) -> None:
+    run = week.runs["empty"]
+    assert run.code == 3
+    said = " ".join(run.err.split())
+    assert f"The log of {NIGHTS[7]} is not like the nights before: volume = 0 (0 events against a median of " in said
+    assert "run it with --accept volume" in said
+    assert [step["name"] for step in run.metrics["steps"]] == ["sessionize", "input-counts"]
+    assert run.published == week.runs["after the way back"].published
+
+
+def test_a_day_without_an_event_that_is_accepted_carries_everyone(week: Week, spark: SparkSession) -> None:
+    run = week.runs["empty, accepted"]
+    assert run.code == 0, run.err
+    assert [run.status(step) for step in ("sessionize", "score", "publish", "report")] == ["skipped", *["done"] * 3]
+    assert run.published is not None
+    assert run.published.startswith(str(NIGHTS[7]))
+    store = Store(str(week.root))
+    counted = store.manifest(SCORES.name, NIGHTS[7], "").counters
+    assert not any(counted[outcome] for outcome in ("advanced", "replayed", "gone", "newcomers"))
+    before, after = (
+        {row[c.USER_ID]: row for row in store.read(spark, SCORES, night, "").collect()} for night in NIGHTS[6:]
+    )
+    assert before.keys() == after.keys()
+    assert len(after) == counted["carried"] + counted["asked_again"]
+    differ = [user for user, row in after.items() if row[c.ITEMS] != before[user][c.ITEMS]]
+    assert len(differ) <= counted["asked_again"] < len(after)
+
+
 def test_what_is_published_is_whole_and_needs_nothing_that_went(week: Week, spark: SparkSession) -> None:
     store = Store(str(week.root))
     pointer = read_pointer(store)
     assert pointer.current is not None
-    assert len(pointer.previous) == 5
+    assert len(pointer.previous) == 6
     assert [release.date for release in pointer.withdrawn] == [str(NIGHTS[6])]
     for release in pointer.releases:
         rows = spark.read.schema(SCORES.schema).parquet(f"{store.root}/{release.path}")

@@ -1,28 +1,33 @@
 """The scoring job around a fake model: what it writes, and what it refuses before or instead of publishing."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 from features import columns as c
-from features.contracts import SCORES, SEQUENCES, VOCABULARY, ContractError
+from features.contracts import SCORES, SEQUENCES, USER_STATES, VOCABULARY, Contract, ContractError
 from jobs import score as job
 from jobs.nightly_spec import FeedsSpec
 from jobs.settings import Settings
 from jobs.store import MANIFEST, Lineage, Store
 from model.errors import ModelError
-from tests.spark.test_scoring import COUNTS, LENGTH, SPEC, MakeFake, history, many_histories
+from tests.spark.test_scoring import COUNTS, LENGTH, SPEC, FakeScorer, MakeFake, history, many_histories
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+PROJECT = Path(job.__file__).parent.parent
 DAY = date(2024, 3, 1)
 SETTINGS = Settings.model_construct(scoring=SPEC, feeds=FeedsSpec(exploded=False, drift_users=0))
 CODING = {"length": LENGTH, "gap_edges_s": [60, 1800], "new_session_gap": 4}
@@ -61,6 +66,51 @@ class Broken:
         raise ModelError("the bundle out/bundle holds model B, the run started with A; run again")
 
 
+def is_first(marker: str) -> bool:
+    """Whether nobody was here before; of many that ask at once one is told so."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class Dying(FakeScorer):
+    """Kills its own process in the midst of the work, once."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__(by_past=True)
+        self.marker = marker
+
+    def top_of(self, *arguments: Any) -> tuple[Any, Any, Any, Any]:
+        if self.calls and is_first(self.marker):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().top_of(*arguments)
+
+
+@dataclass(frozen=True)
+class MakeDying:
+    marker: str
+
+    def __call__(self) -> FakeScorer:
+        return Dying(self.marker)
+
+
+@dataclass(frozen=True)
+class MakeBeside:
+    """Makes the fake once another process has tried to score the same day, and keeps what that said after its code."""
+
+    root: str
+    said: str
+
+    def __call__(self) -> FakeScorer:
+        if is_first(self.said):
+            command = [sys.executable, "-m", "jobs.score", "--root", self.root, "--date", str(DAY)]
+            done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+            Path(self.said).write_text(f"{done.returncode} {' '.join(done.stderr.split())}")
+        return FakeScorer(by_past=True)
+
+
 def vocabulary(n_ids: int = len(COUNTS), swapped: bool = False) -> list[tuple[str, str, int, int]]:
     """Rows of vocabulary_v1 that name ids as the fake scorer does."""
     ids = range(c.FIRST_ID, n_ids)
@@ -71,8 +121,12 @@ def vocabulary(n_ids: int = len(COUNTS), swapped: bool = False) -> list[tuple[st
 
 @pytest.fixture(scope="module")
 def tables(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with what scoring reads. Its vocabulary has grown since the bundle: the same ids mean the same."""
-    folder = tmp_path_factory.mktemp("tables")
+    """A root with what scoring reads."""
+    return write_tables(spark, tmp_path_factory.mktemp("tables"))
+
+
+def write_tables(spark: SparkSession, folder: Path) -> Path:
+    """Write what scoring reads. The vocabulary has grown since the bundle: the same ids mean the same."""
     store = Store(str(folder))
     known = spark.createDataFrame(vocabulary(len(COUNTS) + 3), VOCABULARY.schema).coalesce(1)
     used = {f"{VOCABULARY.name}/{DAY}": store.write(known, VOCABULARY, DAY, Lineage({}, "-")).hash}
@@ -198,3 +252,59 @@ def test_lost_rows_are_not_published(spark: SparkSession, root: str, monkeypatch
     refused(
         spark, root, ContractError, "would have 40 rows, of 40 rows of sequences_v1, but there are 41 users.*Nothing"
     )
+
+
+def published(root: str, table: Contract = SCORES) -> tuple[str, list[dict[str, Any]]]:
+    """Identity of the day's table, which is whole, and its rows by user."""
+    store = Store(root)
+    manifest, folder = store.check(table, DAY, ""), store.path(table.name, DAY)
+    rows = [row for file in manifest.files for row in pq.ParquetFile(f"{folder}/{file['path']}").read().to_pylist()]
+    assert len({row[c.USER_ID] for row in rows}) == len(rows) == manifest.rows == 41
+    assert [path.name for path in Path(root, table.name).iterdir()] == [f"dt={DAY}"], "something was left beside it"
+    return manifest.hash, sorted(rows, key=lambda row: str(row[c.USER_ID]))
+
+
+def test_a_day_scored_twice_has_the_same_rows_once(spark: SparkSession, root: str) -> None:
+    found = []
+    for _ in range(2):
+        job.score(spark, SETTINGS, root, DAY)
+        found.append([published(root, table) for table in (SCORES, USER_STATES)])
+    assert found[0] == found[1]
+
+
+def test_a_worker_that_is_killed_in_the_midst_changes_nothing_that_is_published(
+    spark: SparkSession, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_loudly(marker: Path) -> None:
+        monkeypatch.setattr(job, "LoadBundle", lambda *_: MakeDying(str(marker)))
+        with pytest.raises(RuntimeError, match=r"Python worker of Spark ended without a word.*Nothing was published"):
+            job.score(spark, SETTINGS, root, DAY)
+        assert marker.exists()
+
+    ends_loudly(tmp_path / "first")
+    assert Store(root).dates(SCORES.name) == []
+    job.score(spark, SETTINGS, root, DAY)  # the same command again
+    after = published(root)
+    monkeypatch.setattr(job, "LoadBundle", lambda *_: MakeFake())
+    job.score(spark, SETTINGS, root, DAY)
+    assert published(root) == after
+    ends_loudly(tmp_path / "second")
+    manifest = Store(root).check(SCORES, DAY, "")
+    assert manifest.hash == after[0]
+    job.score(spark, SETTINGS, root, DAY)
+    assert published(root) == after
+
+
+def test_of_two_that_score_one_day_the_second_is_refused(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, arguments = tmp_path / "said", ["--root", root, "--date", str(DAY)]
+    monkeypatch.setattr(job, "LoadBundle", lambda *_: MakeBeside(root, str(said)))
+    assert job.main(arguments) == 0
+    code, _, text = said.read_text().partition(" ")
+    assert code == "4", text
+    assert f"score-{DAY}.lock: this stage of the day is held by jobs.score on " in text
+    found = published(root)
+    monkeypatch.setattr(job, "LoadBundle", lambda *_: MakeFake())
+    assert job.main(arguments) == 0  # the lock is free again
+    assert published(root) == found

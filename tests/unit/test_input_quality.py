@@ -73,6 +73,19 @@ def test_without_enough_nights_only_what_the_night_says_by_itself_is_judged() ->
     assert {finding.check for finding in judge_input(first, [], SPEC)} == {"rejected"}
 
 
+@pytest.mark.parametrize("n_nights", [0, 1, len(BEFORE)])
+def test_a_night_without_one_event_is_stopped_however_few_the_nights_unless_that_is_allowed(n_nights: int) -> None:
+    counts = {"rows_read": 0, "rows_refused": 0, "events": 0, "users": 0, "new_users": 0, "events_with_category": 0}
+    nothing: dict[str, dict[str, int]] = {"actions": dict.fromkeys(GOOD.actions, 0), "categories": {}}
+    empty = replace(GOOD, oov_items=0, **counts, **nothing)
+    findings = judge_input(empty, BEFORE[:n_nights], SPEC)
+    assert [finding.check for finding in findings if not finding.is_good] == ["volume"]
+    with pytest.raises(ContractError, match=r"volume = 0 .*allowed: at least 0\.5 .*--accept volume"):
+        refuse_bad(findings, frozenset(), date(2024, 3, 10))
+    allowed = judge_input(empty, BEFORE[:n_nights], SPEC.model_copy(update={"volume_low": 0.0}))
+    assert all(finding.is_good for finding in allowed)
+
+
 def test_only_accepted_nights_before_the_day_count(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for day, accepted in ((5, True), (6, False), (7, True), (8, True), (9, True)):

@@ -6,21 +6,33 @@ import socket
 import subprocess
 import sys
 import uuid
+from contextlib import AbstractContextManager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import nightly, root_lock
-from jobs.root_lock import LOCK, HeldError, exclusive, refuse_if_held
+from jobs import nightly, root_lock, score
+from jobs.root_lock import LOCK, HeldError, exclusive, one_stage, refuse_if_held
 from jobs.store import Store
 
 PROJECT = Path(nightly.__file__).parent.parent
+DAY, NEXT_DAY = date(2024, 3, 1), date(2024, 3, 2)
 HOLD = """
 import sys
 from jobs.root_lock import exclusive
 from jobs.store import Store
 with exclusive(Store(sys.argv[1]), "jobs.nightly", print):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+HOLD_STAGE = """
+import sys
+from datetime import date
+from jobs.root_lock import one_stage
+from jobs.store import Store
+with one_stage(Store(sys.argv[1]), "score", date(2024, 3, 1), print):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -37,6 +49,12 @@ try:
 except HeldError:
     print("held", flush=True)
 """
+
+
+def stage(
+    root: Path, job: str = "score", day: date = DAY, said: list[str] | None = None
+) -> AbstractContextManager[None]:
+    return one_stage(Store(str(root)), job, day, print if said is None else said.append)
 
 
 def start(code: str, root: Path) -> "subprocess.Popen[str]":
@@ -125,11 +143,58 @@ def test_of_many_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
     assert sorted(said) == ["held", "held", "held", "won"]
 
 
+def test_a_stage_that_runs_alone_excludes_itself_on_that_day_and_whole_runs(tmp_path: Path) -> None:
+    process = start(HOLD_STAGE, tmp_path)
+    named = rf"this stage of the day is held by jobs\.score on {socket.gethostname()}, pid {process.pid}"
+    with pytest.raises(HeldError, match=named), stage(tmp_path):
+        pass
+    with pytest.raises(HeldError, match=named), exclusive(Store(str(tmp_path)), "jobs.nightly", print):
+        pass
+    assert not (tmp_path / LOCK).exists()
+    with stage(tmp_path, day=NEXT_DAY), stage(tmp_path, "sequences"):
+        refuse_if_held(str(tmp_path))  # who only reads goes on
+    process.communicate("")
+    with exclusive(Store(str(tmp_path)), "jobs.nightly", print), stage(tmp_path):  # what the run does itself is let in
+        assert [path.name for path in (tmp_path / LOCK).parent.glob("*.lock")] == ["run.lock"]
+
+
+def test_a_stage_is_refused_beside_a_whole_run_and_succeeds_one_that_was_killed(tmp_path: Path) -> None:
+    process = start(HOLD, tmp_path)
+    with pytest.raises(HeldError, match=rf"the root is held by jobs\.nightly .*pid {process.pid}"), stage(tmp_path):
+        pass
+    process.communicate("")
+    process = start(HOLD_STAGE, tmp_path)
+    process.kill()
+    process.communicate()
+    with exclusive(Store(str(tmp_path)), "jobs.nightly", print):
+        pass
+    said: list[str] = []
+    with stage(tmp_path, said=said):
+        assert "taken over from jobs.score" in said[0]
+    assert [*(tmp_path / LOCK).parent.glob("*.lock")] == []
+
+
+def test_commands_end_with_code_4_beside_a_stage_that_runs_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = start(HOLD_STAGE, tmp_path)
+    day = ["--root", str(tmp_path), "--date", str(DAY)]
+    assert score.main(day) == 4
+    assert nightly.main([*day, "--source", "simulated", "--input", "log.csv"]) == 4
+    assert capsys.readouterr().err.count(f"pid {process.pid}") == 2
+    process.communicate("")
+
+
 def test_on_another_store_a_lock_is_made_where_none_is_seen() -> None:
     store = Store(f"memory://root-{uuid.uuid4().hex}")
     with exclusive(store, "jobs.nightly", print):
-        holder = json.loads(store.fs.cat_file(root_lock._path(store)))
+        holder = json.loads(store.fs.cat_file(root_lock._path(store, LOCK)))
         assert holder["pid"] == os.getpid()
         with pytest.raises(HeldError, match=f"pid {os.getpid()}"), exclusive(store, "jobs.nightly", print):
             pass
-    assert not store.fs.exists(root_lock._path(store))
+    assert not store.fs.exists(root_lock._path(store, LOCK))
+    with one_stage(store, "score", DAY, print):
+        with pytest.raises(HeldError, match="this stage of the day"), exclusive(store, "jobs.nightly", print):
+            pass
+        with pytest.raises(HeldError, match="this stage of the day"), one_stage(store, "score", DAY, print):
+            pass
