@@ -136,6 +136,7 @@ def _write_bundle(
         gap_codes=c.FIRST_GAP + len(edges_s) + 1,
         new_session_gap=settings.sequences.new_session_gap(settings.sessions.gap_s),
         session_gap_s=settings.sessions.gap_s,
+        gap_edges_s=edges_s,
         horizons_days=settings.sequences.horizons_days,
     )
     weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1).weights.items()}
