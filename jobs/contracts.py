@@ -41,7 +41,7 @@ whose files or schema differ from its manifest is refused by name.
 | `inputs` | the manifest hash of every partition it was made from, or the bytes of a raw file |
 | `config_hash` | hash of the configuration sections the stage depends on |
 | `code_version` | hash of the project's source |
-| `files` | path, bytes and rows of every data file; of scores and states `blake2b`, which the next night compares |
+| `files` | path, bytes and rows of every data file; of scores and states `crc32`, which the next night compares |
 
 The identity of a partition ("manifest hash") covers everything but `files`, whose names differ from run to run.
 """

@@ -4,8 +4,8 @@ Users are dealt to buckets by pmod(hash(user_id), n), as Spark's repartition doe
 left of its users in one file of scores and one of states, and neither goes through the JVM.
 """
 
-import hashlib
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -195,20 +195,36 @@ def _read(path: str, digest: str) -> pa.Table:
 
 
 def digest_of(content: bytes) -> str:
-    """What a manifest keeps of a file's content."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    """What a manifest keeps of a file's content; against damage, which it need not resist on purpose."""
+    return f"{zlib.crc32(content):08x}"
 
 
 def _write(table: pa.Table, path: str) -> str:
-    """Under one name whoever writes it: a repeated task writes the same rows → digest. States hardly shrink."""
-    compression = {name: "none" if name == c.STATE else "snappy" for name in table.schema.names}
-    dictionaries = [name for name in table.schema.names if name not in (c.USER_ID, c.STATE)]
+    """Under one name whoever writes it: a repeated task writes the same rows → digest."""
+    leaves = [leaf for field in table.schema for leaf in _leaves(field.name, field.type)]
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression=compression, use_dictionary=dictionaries, store_schema=False)
+    pq.write_table(
+        table,
+        sink,
+        compression={name: "none" if name == c.STATE else "snappy" for name, _ in leaves},  # states hardly shrink
+        use_dictionary=[name for name, kind in leaves if kind == pa.string() and name != c.USER_ID],
+        store_schema=False,
+    )
     content = sink.getvalue()
     with fsspec.open(path, "wb") as file:
         file.write(content)
     return digest_of(content)
+
+
+def _leaves(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Parquet's columns behind a column, by path."""
+    if pa.types.is_list(kind):
+        yield from _leaves(f"{name}.list.element", kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(f"{name}.{field.name}", field.type)
+    else:
+        yield name, kind
 
 
 def _counts(scored: Scored) -> Counter[str]:

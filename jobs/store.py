@@ -20,7 +20,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features.contracts import Contract, ContractError
 
 MANIFEST = "_MANIFEST.json"
-DIGEST = "blake2b"  # of a file's entry in a manifest: 8 bytes of BLAKE2b of its content, in hex
+DIGEST = "crc32"  # of a file's entry in a manifest: CRC-32 of its content, in hex
 _FOOTER_THREADS = 16
 
 
