@@ -145,7 +145,7 @@ def _held(arguments: argparse.Namespace) -> AbstractContextManager[None]:
     if root:
         refuse_if_held(root)
         store = Store(root)
-        if dt and job in WRITERS and store.fs.exists(store.root):
+        if dt and job in WRITERS and not is_rank() and store.fs.exists(store.root):
             return one_stage(store, job, dt, say)
     return nullcontext()
 

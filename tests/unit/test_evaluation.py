@@ -464,7 +464,7 @@ def job(tmp_path, monkeypatch):
         bundles = {f"{tmp_path}/bundle/dt=2024-03-10": model, **run.others}
         predictor = SimpleNamespace(Predictor=SimpleNamespace(load=bundles.__getitem__))
         monkeypatch.setitem(sys.modules, "model.predict", predictor)
-        whole = SimpleNamespace(anchor_events=1)  # every window is read whole
+        whole = SimpleNamespace(anchor_events=1, short_history_events=3)  # every window is read whole
         settings = Settings.model_construct(evaluation=JOB_SPEC.model_copy(update=changes), scoring=whole)
         return evaluate(settings, str(tmp_path), DAY, split, choice)
 
