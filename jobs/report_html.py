@@ -7,6 +7,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from features.rungs import CATEGORY_POPULARITY, COVISITATION, FROM_MODEL, FROM_POPULARITY, SHORT_HISTORY
 from jobs.evaluation_models import MODEL
 from jobs.report_facts import ReportFacts
 from jobs.report_figure import Figure, percent, step_name
@@ -15,6 +16,13 @@ from jobs.report_pipeline import REASONS, refused
 
 _LESS_IS_BETTER = ("cross_entropy", "brier", "log_loss", "jensen_shannon", "perplexity")
 _MINUS = "\N{MINUS SIGN}"
+_BY = {
+    FROM_MODEL: "by the model",
+    SHORT_HISTORY: "by the model, of a short history",
+    COVISITATION: "by what others did in one session with theirs",
+    CATEGORY_POPULARITY: "by what is popular in their categories",
+    FROM_POPULARITY: "by what is popular",
+}
 
 
 def page(facts: ReportFacts, figures: Sequence[Figure], plotly_js: str) -> str:
@@ -121,11 +129,20 @@ def _was_refused(facts: ReportFacts) -> str:
     return _card("What was rejected, and why?", f"{percent(share)} of the rows", lines, "pipeline")
 
 
+def _rungs(facts: ReportFacts) -> list[tuple[str, int]]:
+    """Provenances of the rows, most frequent first."""
+    return sorted(facts.provenance.items(), key=lambda pair: -pair[1])
+
+
+def _by(rung: str) -> str:
+    return _BY.get(rung, f"by {rung}")
+
+
 def _went(facts: ReportFacts) -> str:
     bad = [check for check in facts.night.checks if not check["good"]]
     gate = facts.night.gate
     answer = f"{facts.night.users:,} users scored"
-    where = ", ".join(f"{n:,} by {escape(k)}" for k, n in sorted(facts.provenance.items(), key=lambda p: -p[1]))
+    where = "; ".join(f"{n:,} {escape(_by(rung))}" for rung, n in _rungs(facts))
     lines = [f"Where from: {where}.", f"Model <code>{escape(facts.night.model_version)}</code>."]
     if gate:
         lines.append(f"Gate: <b>{'passed' if gate['passed'] else 'not passed'}</b>.")
@@ -144,7 +161,7 @@ def _tiles(facts: ReportFacts) -> str:
     seconds = sum(s for _, s, _ in night.stages)
     tiles = [
         (f"{night.users:,}", "users scored"),
-        *((f"{n:,}", f"by {name}") for name, n in sorted(facts.provenance.items(), key=lambda p: -p[1])),
+        *((f"{n:,}", _by(rung)) for rung, n in _rungs(facts)),
         (f"{int(night.counters.get('rows_read', 0)):,}", "rows of log read"),
         (f"{night.sessions:,}", "sessions finished"),
         (f"{seconds:,.0f} s" if night.stages else "–", "all stages"),
