@@ -1,4 +1,4 @@
-"""Scores and a simulated log on a Spark that runs tasks again, as a cluster does: a worker is killed, a shuffle lost.
+"""Scores, sessions and a simulated log on a Spark that runs tasks again: a worker is killed, what was shuffled is lost.
 
     python -m tests.spark.rerun_job FOLDER
 
@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import DataFrame, Observation
 
+from features.contracts import HELD_EVENTS, SESSIONS
 from jobs import score as scoring
+from jobs import sessionize as cutting
 from jobs import simulate as simulating
 from jobs import spark as starting
-from jobs.settings import Settings
+from jobs.settings import Settings, load_settings
+from jobs.store import Store
+from tests.logs import SOURCE, line, write_log
 from tests.spark import test_score_job as fakes
 from tests.spark.test_scoring import SPEC, FakeScorer, MakeFake
 from tests.spark.test_simulation import LAST, settings, simulation
@@ -29,6 +33,7 @@ SETTINGS = Settings.model_construct(
     scoring=SPEC.model_copy(update={"bucket_users": 5}),  # many more tasks than run at once
     feeds=fakes.SETTINGS.feeds,
 )
+EVENTS = HELD_EVENTS.schema  # user and event
 observations: list[Observation] = []
 
 
@@ -88,7 +93,18 @@ def main(folder: Path) -> None:
     lost = partial(losing, local=local, marker=str(folder / "log.marker"))
     DataFrame.sortWithinPartitions = lambda lines, *by: sort(lines.mapInArrow(lost, lines.schema), *by)
     seen["simulated"].append(simulating.simulate(spark, settings(spec), str(folder / "lost-log"), LAST))
-    (folder / "seen.json").write_text(json.dumps(seen))
+    DataFrame.sortWithinPartitions = sort
+
+    log = write_log(folder / "log.csv", *(line(f"u{k}", what="pv" if k % 9 else "stare") for k in range(90)))
+    seen["sessionized"], by_user = [], cutting.events_by_user
+    cutting.partitions_for = lambda *_: 16  # again many more tasks than run at once
+    lost = partial(losing, local=local, marker=str(folder / "sessions.marker"))
+    for case, events in (("cut", by_user), ("lost-cut", lambda *of: by_user(*of).mapInArrow(lost, EVENTS))):
+        cutting.events_by_user = events
+        root = str(folder / case)
+        done = cutting.sessionize(spark, load_settings(), SOURCE, [log], root, fakes.DAY, fakes.DAY, bootstrap=True)
+        seen["sessionized"].append([done, Store(root).check(SESSIONS, fakes.DAY, "").counters])
+    (folder / "seen.json").write_text(json.dumps(seen, default=asdict))
     spark.stop()
 
 

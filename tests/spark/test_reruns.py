@@ -54,3 +54,10 @@ def test_a_simulated_log_is_counted_as_it_was_written(folder: Path) -> None:
     undisturbed, lost = seen(folder)["simulated"]
     assert undisturbed == lost
     assert undisturbed["rows"] > 100
+
+
+def test_rows_of_a_log_are_counted_as_they_were_read(folder: Path) -> None:
+    assert (folder / "sessions.marker").exists()
+    undisturbed, lost = seen(folder)["sessionized"]
+    assert undisturbed == lost
+    assert undisturbed[0]["rejected"] == {"unknown_action": 10}
