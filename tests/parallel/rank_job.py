@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,17 @@ def _main(arguments: argparse.Namespace) -> None:
     outcome = train(task, workers, Checkpoints(str(folder / "checkpoints"), 2), print)
     weights = {name: weight.numpy() for name, weight in outcome.network.weights.items()}
     np.savez(arguments.folder / f"{arguments.case}-weights-{workers.rank}.npz", **weights)
-    cores = sorted({core for task in os.listdir("/proc/self/task") for core in os.sched_getaffinity(int(task))})
-    (arguments.folder / f"{arguments.case}-cores-{workers.rank}.json").write_text(json.dumps(cores))
+    (arguments.folder / f"{arguments.case}-cores-{workers.rank}.json").write_text(json.dumps(_cores()))
     (arguments.folder / f"{arguments.case}-history-{workers.rank}.json").write_text(json.dumps(outcome.history))
+
+
+def _cores() -> list[int]:
+    """Those on which any thread of this process may run."""
+    cores: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended since
+            cores |= os.sched_getaffinity(int(thread))
+    return sorted(cores)
 
 
 def _watch_steps(record: Path, die_at: int | None, pause_s: float) -> None:
