@@ -10,10 +10,12 @@ on vectors in clusters (benchmarks/score_index.py).
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -32,6 +34,7 @@ from jobs.score import score
 from jobs.settings import Settings, load_settings
 from jobs.spark import spark_session
 
+_WARM_USERS = 2_000  # scored before, so that workers have started
 _LIMIT_MIB = 6_144.0  # 2 million users are to be scored within it
 _MOST_APART = 1e-4  # of log-probabilities
 _SWAPPED = 1e-3  # share of places at which near ties may have changed places
@@ -71,7 +74,8 @@ def _measured(
 ) -> list[Row]:
     n_users, n_runs = arguments.users, arguments.runs
     bundle, case = make_world(root, n_users, n_items, settings), f"{n_users:,} users, {n_items:,} items"
-    score(spark, settings, str(root), DAY, bundle, full=True)  # starts the workers
+    small = root / "small"
+    score(spark, settings, str(small), DAY, make_world(small, _WARM_USERS, n_items, settings), full=True)
     ours, peers, peak_mib = [], [], 0.0
     for _ in range(n_runs):
         with peak_memory() as peak:
@@ -91,20 +95,16 @@ def _measured(
     for percent in arguments.active:
         n_active = add_night(root, n_users, n_items, percent / 100, settings)
 
-        def carried() -> object:
-            return score(spark, settings, str(root), NIGHT, bundle)
+        kept = {"carried": root / "carried", "anew": root / "anew"}
 
-        def anew() -> object:
-            return score(spark, settings, str(root), NIGHT, bundle, full=True)
+        def night(full: bool, into: Path) -> None:
+            score(spark, settings, str(root), NIGHT, bundle, full=full)
+            shutil.rmtree(into, ignore_errors=True)
+            (root / SCORES.name / f"dt={NIGHT}").rename(into)
 
-        found = []
-        for work in (anew, carried):
-            work()
-            kept = root / f"compared-{len(found)}"
-            (root / SCORES.name / f"dt={NIGHT}").rename(kept)
-            found.append(kept)
-        _check_equal(*found)
-        measured = in_turn({"carried": carried, "anew": anew}, n_runs)
+        works = {name: partial(night, name == "anew", into) for name, into in kept.items()}
+        measured = in_turn(works, n_runs)
+        _check_equal(*kept.values())
         seconds, peak_of_night = measured["carried"]
         name = f"{percent:g} % active ({n_active:,})"
         rows.append(

@@ -49,7 +49,7 @@ from jobs.inputs import (
 )
 from jobs.session_files import write_sessions
 from jobs.settings import Settings, UsageError, config_hash, load_settings
-from jobs.spark import spark_session
+from jobs.spark import even_splits, spark_session
 from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
@@ -136,7 +136,8 @@ def sessionize(
         folder = store.staging(SESSIONS.name, last_day)
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         rules = CutRules.of(settings.sessions, last_day)
-        staged = write_sessions(by_user, n_partitions, rules, store, folder, settings.denoising, refused)
+        with even_splits(spark):
+            staged = write_sessions(by_user, n_partitions, rules, store, folder, settings.denoising, refused)
         found = observed.get
         rejected = _write_rejected(spark, parsed, refused, n_partitions) if found[ROWS_REFUSED] else {}
         store.write_empty(REJECTED_EVENTS, refused)

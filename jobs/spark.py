@@ -6,7 +6,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyspark import SparkConf, SparkContext
@@ -31,6 +32,8 @@ _ALWAYS = {
     "spark.sql.adaptive.optimizer.excludedRules": "org.apache.spark.sql.execution.adaptive.AQEPropagateEmptyRelation",
 }
 
+_SPLITS = "spark.sql.files.minPartitionNum"
+_SPLITS_PER_CORE = 4  # as Spark makes them, five splits on two cores leave one idle for a fifth of the time
 _HUSH_S = 5.0
 _LOST_WORKER = ("Python worker exited unexpectedly", "Python worker failed to connect")  # Spark's own words
 
@@ -63,6 +66,22 @@ def spark_session(name: str) -> SparkSession:
         signal.signal(signal.SIGINT, on_interrupt)  # PySpark's own handler calls the JVM in the midst of its answers
     session.sparkContext.setLogLevel(os.environ.get("INTEREST_SPARK_LOG", "ERROR"))
     return session
+
+
+@contextmanager
+def even_splits(spark: SparkSession) -> Iterator[None]:
+    """Have files read in some splits a core, so that none waits long for the last; a number that is configured stands.
+
+    Splits of many files stay as large as they were: `spark.sql.files.maxPartitionBytes` bounds them.
+    """
+    if spark.conf.get(_SPLITS, None) is not None:
+        yield
+        return
+    spark.conf.set(_SPLITS, str(_SPLITS_PER_CORE * spark.sparkContext.defaultParallelism))
+    try:
+        yield
+    finally:
+        spark.conf.unset(_SPLITS)
 
 
 def _observed() -> dict[str, str]:

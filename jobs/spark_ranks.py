@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the ru
 _GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another
 _RANK = "HOROVOD_RANK"
 _PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
+_NAMELESS = re.compile(r"Unable to find address for: (\S+)")
 
 
 def run_in_executors(
@@ -68,7 +70,8 @@ def run_in_executors(
     noise = _Noise()
     host = settings.get("spark.driver.host", "127.0.0.1")
     bind = settings.get("spark.driver.bindAddress", host)
-    with listen(bind, host, tell) as address, _horovod_in_a_thread(noise) as stop, _quiet(context):
+    meet = None if is_local else socket.gethostbyname(host)
+    with listen(bind, host, tell) as address, _horovod_in_a_thread(noise, meet) as stop, _quiet(context):
         rank = _rank_function(work, str(Path(__file__).resolve().parent.parent), address, debug)
         run = _Run(
             lambda: horovod.spark.run(
@@ -92,6 +95,8 @@ def run_in_executors(
                 "executors, lower --ranks, or wait longer with --start-timeout."
             ) from error
         except _LostError as error:
+            if debug:
+                noise.show()
             raise noise.explanation() from error
     found = error_of(report["error"] for report in reports if "error" in report)
     if found is not None:
@@ -231,17 +236,28 @@ def _loopback() -> str:
 
 
 @contextlib.contextmanager
-def _horovod_in_a_thread(noise: "_Noise") -> Iterator[threading.Event]:
+def _horovod_in_a_thread(noise: "_Noise", meet: str | None) -> Iterator[threading.Event]:
     """Let horovod.spark.run work outside the main thread; setting the event ends its ranks.
 
-    Two functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread may,
-    and would take Ctrl-C from us. One loads TensorFlow in a fork of this process to see whether Gloo was built, and a
-    fork disturbs the connection to Spark; ranks without Gloo say so themselves.
+    meet: the driver's address, where ranks find each other; None where it is one machine.
+
+    Three functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread
+    may, and would take Ctrl-C from us. One loads TensorFlow in a fork of this process to see whether Gloo was built,
+    and a fork disturbs the connection to Spark; ranks without Gloo say so themselves. One is told an address of the
+    driver by the name of an interface that all executors have, which may be another network here; the address at
+    which executors reach the driver anyway is known.
     """
     from horovod.runner import gloo_run, launch
+    from horovod.spark import gloo_run as spark_gloo_run
 
     stop = threading.Event()
+    launch_gloo = spark_gloo_run.launch_gloo
+
+    def launch_at(command: Any, execute: Any, settings: Any, nics: Any, env: Any, address: str) -> None:
+        launch_gloo(command, execute, settings, nics, env, meet or address)
+
     replaced = (
+        (spark_gloo_run, "launch_gloo", launch_at),
         (gloo_run, "register_shutdown_event", lambda: stop),
         (launch, "gloo_built", lambda verbose: True),  # noqa: ARG005
         (threading, "excepthook", lambda thrown: noise.write(str(thrown.exc_value))),  # they reach us by other ways
@@ -282,9 +298,19 @@ class _Noise:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def show(self) -> None:
+        """Print them."""
+        print(*self._lines, sep="\n", file=sys.stderr)
+
     def explanation(self) -> Exception:
-        """Why a rank ended without a report: the last Python error of a stack trace, else it is simply gone."""
+        """Why a rank ended without a report: what Gloo or a stack trace says last, else it is simply gone."""
         lines = list(self._lines)
+        for match in filter(None, map(_NAMELESS.search, lines)):
+            return ModelError(
+                f"The machine {match[1]} can't look up its own name, so its rank has no address for the others. Let "
+                "the name of every machine lead to the address at which the others reach it, in DNS or in its "
+                "/etc/hosts, and start the training again."
+            )
         if any("Traceback (most recent call last)" in line for line in lines):
             for match in filter(None, map(_PYTHON_ERROR.search, reversed(lines))):
                 return RuntimeError(f"A rank in Spark's executors broke off: {match[1][:500]}")

@@ -83,10 +83,14 @@ class Site:
         """Submit and wait; what it printed, once it ended well."""
         return self.submit(job, root, *arguments).finished()
 
-    def end(self) -> None:
-        """End drivers that a failed test left, then the cluster."""
+    def end_drivers(self) -> None:
+        """Those that a failed test left."""
         for driver in self.drivers:
             driver.kill()
+
+    def end(self) -> None:
+        """End what a failed test left, then the cluster."""
+        self.end_drivers()
         down(self.folder)
 
     def executors(self) -> list[psutil.Process]:
@@ -96,7 +100,8 @@ class Site:
 
     def ranks(self) -> list[psutil.Process]:
         """Processes of ranks, below tasks of executors or left over by one."""
-        found = [p for p in psutil.process_iter() if "gloo_exec_fn" in _command(p)]
+        found = [p for p in psutil.process_iter() if "-m horovod.spark.task.gloo_exec_fn" in _command(p)]
+        found = [process for process in found if not _command(process).startswith("/bin/sh")]  # around each rank
         return [process for process in found if _folder(process).startswith(str(self.folder))]
 
     def python_workers(self) -> list[psutil.Process]:

@@ -32,6 +32,7 @@ _SCRATCH_KIB = 1536  # room for an executor to start in, and none for a shuffle
 def nobody_at_work(site: Site) -> Iterator[None]:
     """Every test starts and ends with a cluster that is whole and idle."""
     yield
+    site.end_drivers()  # nothing, unless the test failed
     wait_for("executors to end", lambda: not site.executors())
     wait_for("both workers", lambda: site.cluster.alive() == 2)
 

@@ -18,7 +18,7 @@ import pytest
 
 from deploy import cluster
 from features.contracts import SESSIONS
-from tests.cluster.submits import CUT, DAY, Site, copy_without, log_of, rows, wait_for
+from tests.cluster.submits import CUT, DAY, Site, copy_without, is_published, log_of, rows, wait_for
 
 pytestmark = [
     pytest.mark.skipif(
@@ -28,6 +28,7 @@ pytestmark = [
 _BRIDGE, _HERE = "interest-br", "10.87.53.1"
 _HOSTS = {"interest-1": "10.87.53.11", "interest-2": "10.87.53.12"}
 _CUT_S = 20
+_ETC = Path("/etc/netns")
 
 
 def ip(text: str) -> None:
@@ -36,7 +37,7 @@ def ip(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def links() -> Iterator[None]:
-    """The bridge and a namespace for each host; what an earlier run left is replaced."""
+    """The bridge and a namespace for each host, which knows its name; what an earlier run left is replaced."""
     with ExitStack() as undone:
         for name in (*_HOSTS, None):
             command = f"netns del {name}" if name else f"link del {_BRIDGE}"
@@ -52,6 +53,10 @@ def links() -> Iterator[None]:
             ip(f"-n {name} addr add {address}/24 dev eth0")
             ip(f"-n {name} link set eth0 up")
             ip(f"-n {name} link set lo up")
+            own = _ETC / name  # `ip netns exec` lays its files over those in /etc
+            own.mkdir(parents=True, exist_ok=True)
+            undone.callback(shutil.rmtree, own)
+            (own / "hosts").write_text(f"127.0.0.1 localhost\n{address} {name}\n")
         yield
 
 
@@ -93,9 +98,27 @@ def test_ranks_on_two_hosts_train_the_model_of_one_host(hosts: Site, local_root:
     wait_for("both ranks", lambda: len(hosts.ranks()) == len(_HOSTS), driver)
     assert sorted(map(_host_of, hosts.ranks())) == sorted(_HOSTS)
     driver.finished()
-    paths = (where / "bundle" / f"dt={DAY}" / "metrics.json" for where in (root, local_root))
-    mine, theirs = (json.loads(path.read_text()) for path in paths)
-    assert mine["valid"] == pytest.approx(theirs["valid"], rel=1e-3)
+    assert _learned(root) == pytest.approx(_learned(local_root), rel=1e-3)
+
+
+def test_a_host_that_does_not_know_its_own_name_is_named(hosts: Site, local_root: Path, tmp_path: Path) -> None:
+    root = copy_without(local_root, tmp_path / "root", "bundle", "_checkpoints", "_training")
+    name = next(iter(_HOSTS))
+    names = _ETC / name / "hosts"  # written in place, so that the host sees it
+    whole = names.read_text()
+    names.write_text("127.0.0.1 localhost\n")
+    try:
+        said = hosts.submit("train", root, "--launcher", "spark", "--ranks", "2").finished(code=3)
+    finally:
+        names.write_text(whole)
+    assert f"The machine {name} can't look up its own name" in " ".join(said.split())
+    assert not is_published(root, "bundle")
+
+
+def _learned(root: Path) -> dict[str, float]:
+    """Losses and measures of the best epoch; nothing that a clock says."""
+    found = json.loads((root / "bundle" / f"dt={DAY}" / "metrics.json").read_text())["best"]
+    return {name: value for name, value in found.items() if name.startswith(("train_", "valid_"))}
 
 
 def _host_of(process: psutil.Process) -> str:
