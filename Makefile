@@ -19,7 +19,6 @@ CONF ?=
 RANKS ?=
 FLAGS ?=
 TESTS ?= tests
-JOBS ?= 2
 export GPU PYTHON
 
 .PHONY: help setup doctor demo run nightly package cluster-up cluster-down test report-test test-cluster soak test-unit lint format golden docs clean clean-all
@@ -71,8 +70,8 @@ cluster-up: setup ## A Spark cluster of two workers on this machine; FLAGS='--wo
 cluster-down: setup ## End that cluster with everything it started
 	@$(py) -m deploy.cluster down
 
-test: setup ## All tests, in JOBS=2 processes; TESTS=tests/spark/test_events.py for some of them
-	@$(py) -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
+	@$(py) -m pytest $(TESTS)
 
 report-test: setup ## The report in headless Chromium (installed by apt where we are root); screenshots in out/report-test
 	@if [ ! -x /usr/bin/chromium ]; then \

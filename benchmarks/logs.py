@@ -1,10 +1,9 @@
 """Logs to measure on: Parquet, of any size, alike on every machine."""
 
-from datetime import date, timedelta
+from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,14 +76,3 @@ def make_log_apart(folder: Path, n_events: int, days: int = DAYS, skew: str | No
     process.join()
     if process.exitcode:
         raise RuntimeError(f"Making a log of {n_events:,} events ended with exit code {process.exitcode}.")
-
-
-def split_log(log: Path, last: date, past: Path, rest: Path) -> None:
-    """Write what came up to the day `last` to `past`, and what came after it to `rest`."""
-    for place, sign in ((past, "<"), (rest, ">=")):
-        place.mkdir()
-        duckdb.sql(
-            f"COPY (SELECT * FROM read_parquet('{log}/*.parquet') WHERE event_time AT TIME ZONE 'UTC' {sign} "
-            f"TIMESTAMP '{last + timedelta(days=1)}') TO '{place}/part.parquet' "
-            "(FORMAT parquet, ROW_GROUP_SIZE 1000000)"
-        )

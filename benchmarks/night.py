@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import duckdb
 from pyspark.sql import SparkSession
 
-from benchmarks.logs import LAST_DAY, SOURCE, make_log_apart, split_log
+from benchmarks.logs import LAST_DAY, SOURCE, make_log_apart
 from benchmarks.report import Row, in_turn, report
 from features.contracts import SEQUENCES, SESSIONS
 from jobs.histories import build_scoring_sequences
@@ -36,6 +37,16 @@ _NIGHTLY = (
     "sequences_v1",
     "sessions_v1",
 )
+
+
+def split_log(log: Path, past: Path, night: Path) -> None:
+    """Write the last day of a log to `night` and what came before it to `past`."""
+    for place, condition in ((past, "<"), (night, ">=")):
+        place.mkdir()
+        duckdb.sql(
+            f"COPY (SELECT * FROM read_parquet('{log}/*.parquet') WHERE event_time AT TIME ZONE 'UTC' {condition} "
+            f"TIMESTAMP '{LAST_DAY}') TO '{place}/part.parquet' (FORMAT parquet, ROW_GROUP_SIZE 1000000)"
+        )
 
 
 def stages(spark: SparkSession, settings: Settings, log: Path, root: Path, days: int) -> None:
@@ -78,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
         log, past, night = (Path(place) / name for name in ("log", "past", "night"))
         make_log_apart(log, n_events, days=days)
-        split_log(log, LAST_DAY - timedelta(days=1), past, night)
+        split_log(log, past, night)
         spark = spark_session("benchmark")
         root, rebuilt, before = Path(place) / "root", Path(place) / "rebuilt", LAST_DAY - timedelta(days=1)
         first = before - timedelta(days=arguments.days - 1)

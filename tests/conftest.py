@@ -8,20 +8,9 @@ from pyspark.sql import SparkSession
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("INTEREST_SPARK_PROFILE", "test")
 
-_TOGETHER = ("demo", "parallel", "cluster")  # a finished demo; trainings that all cores are for; one live cluster
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite golden files instead of comparing")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something costly stay in one process; else those of a file do (pytest-xdist, loadgroup)."""
-    for item in items:
-        folder, file = item.path.parent.name, item.path.stem
-        shared = "demo" if "demo" in getattr(item, "fixturenames", ()) else folder
-        item.add_marker(pytest.mark.xdist_group(shared if shared in _TOGETHER else f"{folder}-{file}"))
 
 
 @pytest.fixture
