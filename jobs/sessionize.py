@@ -136,7 +136,7 @@ def sessionize(
         folder = store.staging(SESSIONS.name, last_day)
         refused = store.staging(REJECTED_EVENTS.name, last_day)
         rules = CutRules.of(settings.sessions, last_day)
-        with even_splits(spark):
+        with even_splits(spark, sum(n_bytes.values())):
             staged = write_sessions(by_user, n_partitions, rules, store, folder, settings.denoising, refused)
         found = observed.get
         rejected = _write_rejected(spark, parsed, refused, n_partitions) if found[ROWS_REFUSED] else {}

@@ -34,6 +34,7 @@ _ALWAYS = {
 
 _SPLITS = "spark.sql.files.minPartitionNum"
 _SPLITS_PER_CORE = 4  # as Spark makes them, five splits on two cores leave one idle for a fifth of the time
+_LEAST_SPLIT = 8 << 20  # bytes; below it a task costs more than it evens out
 _HUSH_S = 5.0
 _LOST_WORKER = ("Python worker exited unexpectedly", "Python worker failed to connect")  # Spark's own words
 
@@ -69,15 +70,18 @@ def spark_session(name: str) -> SparkSession:
 
 
 @contextmanager
-def even_splits(spark: SparkSession) -> Iterator[None]:
-    """Have files read in some splits a core, so that none waits long for the last; a number that is configured stands.
+def even_splits(spark: SparkSession, n_bytes: int) -> Iterator[None]:
+    """Have files of so many bytes read in some splits a core, so that none waits long for the last.
 
-    Splits of many files stay as large as they were: `spark.sql.files.maxPartitionBytes` bounds them.
+    A number that is configured stands. Small files are read as ever, and so are very many bytes:
+    `spark.sql.files.maxPartitionBytes` bounds a split.
     """
-    if spark.conf.get(_SPLITS, None) is not None:
+    cores = spark.sparkContext.defaultParallelism
+    n_splits = min(_SPLITS_PER_CORE * cores, n_bytes // _LEAST_SPLIT)
+    if n_splits <= cores or spark.conf.get(_SPLITS, None) is not None:
         yield
         return
-    spark.conf.set(_SPLITS, str(_SPLITS_PER_CORE * spark.sparkContext.defaultParallelism))
+    spark.conf.set(_SPLITS, str(n_splits))
     try:
         yield
     finally:
