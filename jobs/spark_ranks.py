@@ -31,6 +31,7 @@ from model.errors import ModelError
 START_TIMEOUT_S = 300  # for every rank to get a slot of the cluster, executors that are started on demand included
 _POLL_S = 1.0  # seconds between two looks at the tasks
 _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the run is interrupted
+_LAST_WORDS_S = 3.0  # what a lost rank printed comes by a thread of its own, after the news of its end
 _GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another
 _RANK = "HOROVOD_RANK"
 _PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
@@ -95,6 +96,7 @@ def run_in_executors(
                 "executors, lower --ranks, or wait longer with --start-timeout."
             ) from error
         except _LostError as error:
+            time.sleep(_LAST_WORDS_S)
             if debug:
                 noise.show()
             raise noise.explanation() from error
