@@ -118,7 +118,9 @@ def test_a_host_that_does_not_know_its_own_name_is_named(hosts: Site, local_root
 def _learned(root: Path) -> dict[str, float]:
     """Losses and measures of the best epoch; nothing that a clock says."""
     found = json.loads((root / "bundle" / f"dt={DAY}" / "metrics.json").read_text())["best"]
-    return {name: value for name, value in found.items() if name.startswith(("train_", "valid_"))}
+    learned = {name: value for name, value in found.items() if name.startswith(("train_", "valid_"))}
+    assert learned, found
+    return learned
 
 
 def _host_of(process: psutil.Process) -> str:
