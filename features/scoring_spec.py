@@ -23,6 +23,8 @@ class ScoringSpec(OutlookSpec):
     fading_ratio: float = Field(gt=0, lt=1)
     batch_rows: int = Field(ge=1)
     bucket_users: int = Field(ge=1)
+    state_layers: int = Field(ge=1)
+    state_layer_share: float = Field(ge=0)
     anchor_events: int = Field(ge=1)
     short_history_events: int = Field(ge=1)
     fallback: FallbackSpec

@@ -61,7 +61,7 @@ class Before:
 
 
 class Scored(NamedTuple):
-    """Rows of scores_v1 and user_states_v1, the same users in the same order, and how many had which outcome."""
+    """Rows of scores_v1, states of these users in the same order or of some of them, and how many had which outcome."""
 
     scores: pa.Table
     states: pa.Table
@@ -80,12 +80,19 @@ class _Known(NamedTuple):
 
 
 def score_share(
-    rows: pa.Table, before: Before | None, is_everyone: bool, scorer: Scorer, spec: ScoringSpec, run: Run
+    rows: pa.Table,
+    before: Before | None,
+    is_everyone: bool,
+    scorer: Scorer,
+    spec: ScoringSpec,
+    run: Run,
+    whole_states: bool = True,
 ) -> Scored:
     """Score some users.
 
     rows: their rows of sequences_v1 (`HISTORY_COLUMNS`); of everyone, or else of those at least whose events changed
     since `before` or whose session ended meanwhile. A row of length 0 says that nothing is left of a user.
+    whole_states: give the states of all of them; else of those alone who were scored, not of the carried ones.
 
     Raises:
         ContractError: states are damaged or not this model's.
@@ -112,14 +119,15 @@ def score_share(
     if before is None:
         return Scored(*new, outcomes)
     parts = _carried(stays, before, states, scorer, spec, run)
-    scores, after = (pa.concat_tables([part[at] for part in (*parts, new)]) for at in range(2))
-    return Scored(scores, after, outcomes)
+    scores = pa.concat_tables([*(part for part, _ in parts), new[0]])
+    kept = [before.states.filter(pa.array(picked)) for _, picked in parts] if whole_states else []
+    return Scored(scores, pa.concat_tables([*kept, new[1]]), outcomes)
 
 
 def _carried(
     stays: Mask, before: Before, states: _Known, scorer: Scorer, spec: ScoringSpec, run: Run
-) -> list[tuple[pa.Table, pa.Table]]:
-    """Rows of both tables that stay, with the new cutoff and what a longer silence says; in two parts.
+) -> list[tuple[pa.Table, Mask]]:
+    """Rows of scores that stay, with the new cutoff and what a longer silence says; in two parts, and whose each holds.
 
     The answers for the days ahead stand while the silence stays in its bin, the chance of a return never does.
     """
@@ -128,12 +136,12 @@ def _carried(
         moved = has_moved_on(states.last_time_us, _micros(before.as_of), _micros(run.as_of), scorer.outlook)
     parts = []
     for is_asked, picked in ((False, stays & ~moved), (True, stays & moved)):
-        scores, old_states = (table.filter(pa.array(picked)) for table in (before.scores, before.states))
+        scores = before.scores.filter(pa.array(picked))
         as_of = pa.array([run.as_of], SCORES_ARROW.field(c.AS_OF).type).take(pa.array(np.zeros(len(scores), np.int8)))
         scores = scores.set_column(scores.schema.get_field_index(c.AS_OF), SCORES_ARROW.field(c.AS_OF), as_of)
         past = states.past.filter(pa.array(picked))
         asked = Asked(states.state[picked], states.last_time_us[picked], past, _micros(run.as_of))
-        parts.append((_with_outlook(scores, asked, is_asked, scorer, spec), old_states))
+        parts.append((_with_outlook(scores, asked, is_asked, scorer, spec), picked))
     return parts
 
 

@@ -23,10 +23,12 @@ from features.window_rows import (
     score_rows,
     shuffled,
 )
+from features.workers import in_worker
 
 _STAMPS = pa.timestamp("us", tz="UTC")
 
 
+@in_worker
 def build_partition(
     batches: Iterator[pa.RecordBatch],
     length: int,

@@ -31,6 +31,7 @@ from features.scoring import HISTORY_COLUMNS, SCORES_ARROW
 from features.scoring_spec import ScoringSpec
 from features.sessions import CutRules, denoised_sessions, events_by_user
 from features.states import Run, score_share
+from features.workers import in_worker
 from jobs.layers import read_sequences
 from jobs.score import LoadBundle
 from jobs.score_files import loaded
@@ -142,6 +143,7 @@ def read_table(spark: SparkSession, root: str, table: str, day: date) -> DataFra
     return Store(root).read(spark, contracts[table], day, "the job that writes it (docs/contracts.md)")
 
 
+@in_worker
 def _cut(batches: Iterator[pa.RecordBatch], rules: CutRules, denoising: DenoisingSpec) -> Iterator[pa.RecordBatch]:
     held = [batch for batch in batches if batch.num_rows]
     if not held:
@@ -153,6 +155,7 @@ def _cut(batches: Iterator[pa.RecordBatch], rules: CutRules, denoising: Denoisin
         yield from marked.select(schema.names).cast(schema).to_batches()
 
 
+@in_worker
 def _scored(
     batches: Iterator[pa.RecordBatch], loader: LoadBundle, spec: ScoringSpec, run: Run
 ) -> Iterator[pa.RecordBatch]:

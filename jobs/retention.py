@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from features.contracts import HELD_EVENTS, OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES, VOCABULARY
+from features.contracts import (
+    HELD_EVENTS,
+    OPEN_SESSIONS,
+    SCORES,
+    SEQUENCES,
+    TRAINING_SEQUENCES,
+    USER_STATES,
+    VOCABULARY,
+)
 from jobs.nightly_spec import BUNDLE, RetentionSpec
 from jobs.observing import RUNS, days_of_runs
 from jobs.published import Pointer, unused_releases
@@ -14,6 +22,7 @@ from jobs.store import MANIFEST, Store
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     SEQUENCES.name: (SEQUENCES.name, VOCABULARY.name),  # the layers below, and what its ids mean
     TRAINING_SEQUENCES.name: (VOCABULARY.name,),
+    USER_STATES.name: (USER_STATES.name,),  # the layers below
 }
 # Of these the manifests link the history of every later day (jobs/history.py): only their files go.
 _LINKS = (OPEN_SESSIONS.name, HELD_EVENTS.name)

@@ -92,6 +92,7 @@ def score(
     model_version, sizes = bundle.model_version, (bundle.sizes.items, bundle.sizes.categories)
     basis = basis_of(sequences, model_version)
     carry = None if full else latest_carry(store, date, basis, settings)
+    is_layer = carry is not None and carry.bears_layer(settings.scoring)
 
     layers = layers_of(store, date)
     session_gap_s = _session_gap_s(sequences)
@@ -116,11 +117,12 @@ def score(
         ),
         settings.scoring,
         run,
-        int(carry.states.counters["buckets"]) if carry else _n_buckets(spark, layers, settings),
+        int(carry.states[0].counters["buckets"]) if carry else _n_buckets(spark, layers, settings),
         folders[SCORES],
         folders[USER_STATES],
         carry.earlier(store) if carry else None,
         is_everyone,
+        not is_layer,
         folders.get(SCORES_EXPLODED),
         folders.get(DRIFT),
         settings.feeds.drift_users,
@@ -140,7 +142,7 @@ def score(
         store.write_empty(contract, folder)
     inputs = {f"{SEQUENCES.name}/{date}": sequences.hash, f"bundle/{model_version}": _file_hash(f"{path}/{MANIFEST}")}
     if carry is not None:
-        inputs |= {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in (carry.scores, carry.states)}
+        inputs |= {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in (carry.scores, carry.states[0])}
     hashed = config_hash(settings.scoring)
     counters: dict[str, Any] = {name: counts[name] for name in _COUNTED} | outlook_means(counts)
     counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
@@ -148,6 +150,8 @@ def score(
     scores = store.publish(SCORES, date, folders[SCORES], Lineage(inputs, hashed, counters), c.AS_OF, written)
     publish_feeds(spark, store, date, {table: folders[table] for table in feeds}, scores, settings.feeds)
     inputs[f"{SCORES.name}/{date}"] = scores.hash
+    if carry is not None and not is_layer:  # whole: who reads it needs no other; what it was made of, the scores know
+        del inputs[f"{USER_STATES.name}/{carry.day}"]
     lineage = Lineage(inputs, hashed, {**basis, "buckets": plan.n_buckets})
     store.publish(USER_STATES, date, folders[USER_STATES], lineage, c.LAST_TIME, written)
     return scores

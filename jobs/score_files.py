@@ -4,13 +4,15 @@ Users are dealt to buckets by pmod(hash(user_id), n), as Spark's repartition doe
 left of its users in one file of scores and one of states, and neither goes through the JVM.
 """
 
+import gc
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -29,6 +31,7 @@ from features.score_feeds import exploded, most_drifted, outlook_sums
 from features.scoring import FALLBACK_ARROW, HISTORY_COLUMNS, SCORES_ARROW, Scorer
 from features.scoring_spec import ScoringSpec
 from features.states import STATES_ARROW, Before, Run, Scored, score_share
+from features.workers import in_worker
 from jobs.bucket_files import bucket_file
 from jobs.observing import task_line
 
@@ -42,21 +45,28 @@ _DONE_ARROW = pa.schema([("bucket", pa.int32()), ("paths", _TEXTS), ("digests", 
 
 @dataclass(frozen=True)
 class Earlier:
-    """Folders that a run of an earlier day wrote, with the names of their files, and its cutoff.
+    """What an earlier day left of each bucket, by the name of its files, and that day's cutoff.
 
-    files: digests of the file of that name in both folders, "" where its manifest has none.
+    scores: each user's row; states: layers, the latest first, of which the first that has a user counts.
     """
 
-    scores: str
-    states: str
-    files: Mapping[str, tuple[str, str]]
+    scores: Mapping[str, "Left"]
+    states: Mapping[str, Sequence["Left"]]
     as_of: datetime
+
+
+class Left(NamedTuple):
+    """A file. digest: of its content, "" where its manifest has none."""
+
+    path: str
+    digest: str
 
 
 @dataclass(frozen=True)
 class ScorePlan:
     """What all tasks share. is_everyone: rows of all users come, so who has none is gone.
 
+    whole_states: states of all users are written; else a layer with those of the users who were scored.
     exploded, drift: folders of the feeds, None where they are not written; of each bucket its `drift_users`.
     """
 
@@ -68,6 +78,7 @@ class ScorePlan:
     states: str
     earlier: Earlier | None
     is_everyone: bool
+    whole_states: bool = True
     exploded: str | None = None
     drift: str | None = None
     drift_users: int = 0
@@ -104,6 +115,7 @@ def write_scores(
     return {path: digest for row in done for path, digest in zip(row["paths"], row["digests"], strict=True)}, counts
 
 
+@in_worker
 def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterator[pa.RecordBatch]:
     """Score and write one bucket, held whole → one row of _DONE."""
     context = TaskContext.get()
@@ -118,15 +130,15 @@ def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterato
     written: dict[str, str] = {}
     if rows.num_rows or before is not None:
         scorer = loaded(plan.make_scorer)
-        scored = score_share(rows, before, plan.is_everyone, scorer, plan.spec, plan.run)
+        scored = score_share(rows, before, plan.is_everyone, scorer, plan.spec, plan.run, plan.whole_states)
         counts.update(_counts(scored))
-        if scored.scores.num_rows:
-            tables = [(plan.scores, scored.scores), (plan.states, scored.states)]
-            if plan.exploded:
-                tables.append((plan.exploded, exploded(scored.scores)))
-            if plan.drift:
-                tables.append((plan.drift, most_drifted(scored.scores, plan.drift_users)))
-            for folder, table in tables:
+        tables = [(plan.scores, scored.scores), (plan.states, scored.states)]
+        if plan.exploded:
+            tables.append((plan.exploded, exploded(scored.scores)))
+        if plan.drift:
+            tables.append((plan.drift, most_drifted(scored.scores, plan.drift_users)))
+        for folder, table in tables:
+            if table.num_rows:
                 path = f"{folder}/{bucket_file(number)}"
                 written[path] = _write(table, path)
     task_line(f"{bucket_file(number)}: {counts[_READ]:,} rows read, {counts[_ROWS]:,} written", "score")
@@ -153,10 +165,18 @@ def _joined(came: pa.Table) -> pa.Table:
     ).cast(_ROWS_ARROW)
 
 
-@lru_cache(maxsize=1)
 def loaded(make_scorer: Callable[[], Scorer]) -> Scorer:
     """The process's scorer. A Python worker lives over many tasks; it keeps one model and drops it for another."""
-    return make_scorer()
+    if make_scorer not in _loaded:
+        _loaded.clear()
+        gc.unfreeze()
+        _loaded[make_scorer] = make_scorer()
+        gc.collect()
+        gc.freeze()  # else Spark's worker looks through a million objects of TensorFlow after each task, for 0.25 s
+    return _loaded[make_scorer]
+
+
+_loaded: dict[Callable[[], Scorer], Scorer] = {}
 
 
 def _check_dealt(rows: pa.Table, number: int, plan: ScorePlan) -> None:
@@ -170,20 +190,30 @@ def _check_dealt(rows: pa.Table, number: int, plan: ScorePlan) -> None:
 
 def _before(number: int, plan: ScorePlan) -> Before | None:
     name = bucket_file(number)
-    if plan.earlier is None or name not in plan.earlier.files:
+    if plan.earlier is None or name not in plan.earlier.scores:
         return None
-    folders = (plan.earlier.scores, plan.earlier.states)
-    digests = plan.earlier.files[name]
-    scores, states = (_read(f"{folder}/{name}", digest) for folder, digest in zip(folders, digests, strict=True))
-    return Before(
-        scores.select(SCORES_ARROW.names).cast(SCORES_ARROW),
-        states.select(STATES_ARROW.names).cast(STATES_ARROW),
-        plan.earlier.as_of,
-        f"{plan.earlier.states}/{name}",
-    )
+    scores = _read(*plan.earlier.scores[name], SCORES_ARROW)
+    layers = plan.earlier.states[name]
+    states = [_read(*left, STATES_ARROW) for left in layers]
+    where = " over ".join(left.path for left in layers)
+    return Before(scores, _of_users(scores[c.USER_ID], states, where), plan.earlier.as_of, where)
 
 
-def _read(path: str, digest: str) -> pa.Table:
+def _of_users(users: pa.ChunkedArray, layers: Sequence[pa.Table], where: str) -> pa.Table:
+    """Each user's row of the first layer that has one."""
+    if len(layers) == 1 and layers[0][c.USER_ID].equals(users):
+        return layers[0]
+    rows = pa.concat_tables([*layers, STATES_ARROW.empty_table()]).combine_chunks()
+    at = pc.index_in(users.combine_chunks(), rows[c.USER_ID].combine_chunks())
+    if at.null_count:
+        user = users.filter(at.is_null())[0].as_py()
+        raise ContractError(
+            f"{where}: no state of user {user}, who was scored with it. Score everyone anew with jobs/score.py --full."
+        )
+    return rows.take(at)
+
+
+def _read(path: str, digest: str, schema: pa.Schema) -> pa.Table:
     with fsspec.open(path, "rb") as file:
         content = file.read()
     if digest and digest_of(content) != digest:
@@ -191,7 +221,7 @@ def _read(path: str, digest: str) -> pa.Table:
             f"{path} is damaged: its {len(content):,} bytes are not those that were written. Nothing was published. "
             "Score everyone anew: jobs/score.py --full for this day."
         )
-    return pq.ParquetFile(pa.BufferReader(content)).read()
+    return pq.ParquetFile(pa.BufferReader(content)).read().select(schema.names).cast(schema)
 
 
 def digest_of(content: bytes) -> str:

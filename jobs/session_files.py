@@ -17,6 +17,7 @@ from features import columns as c
 from features.contracts import FLAGGED_USERS, HELD_EVENTS, SESSIONS, Contract, ContractError
 from features.denoising import OFF, DenoisingSpec
 from features.sessions import Cut, CutRules, denoised_sessions, digest_of
+from features.workers import in_worker
 from jobs.observing import task_line
 from jobs.store import Store
 
@@ -100,6 +101,7 @@ def write_sessions(
     )
 
 
+@in_worker
 def _write_partition(
     batches: Iterator[pa.RecordBatch],
     n_partitions: int,

@@ -58,6 +58,8 @@ SHORT = [
     "sequences.split.test_days=1",
     "feeds.exploded=true",
     "feeds.drift_users=4",
+    "scoring.state_layers=3",
+    "scoring.state_layer_share=1000",
 ]
 
 
@@ -344,6 +346,37 @@ def test_a_night_reads_new_events_only(scored: tuple[Path, dict[date, Manifest]]
         assert f"{USER_STATES.name}/{day - timedelta(days=1)}" in made[day].inputs
     together = {name for day in NIGHTS[1:] for name in outcomes(made[day])}
     assert {"carried", "replayed"} <= together
+
+
+def test_states_lie_in_layers_until_they_are_written_whole(scored: tuple[Path, dict[date, Manifest]]) -> None:
+    root, made = scored
+    states = [Store(str(root)).manifest(USER_STATES.name, day, "") for day in NIGHTS]
+    below = [[key for key in of.inputs if key.startswith(f"{USER_STATES.name}/")] for of in states]
+    assert below == [[], *([f"{USER_STATES.name}/{day}"] for day in NIGHTS[:2]), [], [f"{USER_STATES.name}/{NIGHTS[3]}"]]
+    for of, day, layers in zip(states, NIGHTS, below, strict=True):
+        counts = outcomes(made[day])
+        assert of.rows == (len(USERS) - counts["carried"] if layers else len(USERS))
+        assert layers == [] or of.rows < len(USERS)
+
+
+def test_states_whose_layers_have_gone_are_not_used(
+    spark: SparkSession,
+    settings: Settings,
+    scored: tuple[Path, dict[date, Manifest]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, day, model = tmp_path / "copy", NIGHTS[2], str(scored[0] / "bundle-1")
+    shutil.copytree(scored[0], root)
+    score(spark, settings, str(root), FIRST, model)  # the same again
+    assert outcomes(score(spark, settings, str(root), day, model)) == outcomes(scored[1][day])
+    shutil.rmtree(root / USER_STATES.name / f"dt={FIRST}")
+    capsys.readouterr()
+    anew = score(spark, settings, str(root), day, model)
+    assert outcomes(anew) == {"replayed": len(USERS), "newcomers": len(USERS)}
+    said = "".join(capsys.readouterr())
+    assert f"those of {NIGHTS[1]} were laid on states that have been written again or are gone" in said
+    assert_same_scores(scores_of(root, day), scores_of(scored[0], day))
 
 
 def test_another_model_or_vocabulary_or_coding_rebuilds(

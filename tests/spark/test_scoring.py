@@ -39,6 +39,8 @@ SPEC = ScoringSpec(
     fading_ratio=0.6,
     batch_rows=2,
     bucket_users=100,
+    state_layers=8,
+    state_layer_share=0.5,
     anchor_events=1,
     short_history_events=1,
     fallback=FallbackSpec(recent_days=7, neighbours=50, least_users=2, session_items=100, back_off=0.1),

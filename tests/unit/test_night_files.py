@@ -13,7 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.contracts import OPEN_SESSIONS, SCORES, SEQUENCES, TRAINING_SEQUENCES, VOCABULARY, Contract, ContractError
+from features.contracts import (
+    OPEN_SESSIONS,
+    SCORES,
+    SEQUENCES,
+    TRAINING_SEQUENCES,
+    USER_STATES,
+    VOCABULARY,
+    Contract,
+    ContractError,
+)
 from jobs import publish as publishing
 from jobs.nightly_spec import RetentionSpec
 from jobs.published import POINTER, Pointer, Release, publish, read_pointer, release_before, roll_back
@@ -211,12 +220,13 @@ def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> N
         table(store, VOCABULARY, day, {f"{VOCABULARY.name}/{DAYS[k - 1]}": "v"})
         table(store, SEQUENCES, day, {**vocabulary, **below})
         table(store, TRAINING_SEQUENCES, day, {f"{VOCABULARY.name}/{day}": "v"})
+        table(store, USER_STATES, day, {} if day == base else {f"{USER_STATES.name}/{DAYS[k - 1]}": "h"})
         table(store, OPEN_SESSIONS, day)
         bundle(store, day, f"m{k}")
     scores(store, DAYS[1], "m0")
     publish(store, DAYS[1], 2)
     kept = ("sequences_v1", "vocabulary_v1", "training_sequences_v1", "open_sessions_v1", "scores_v1", "bundle")
-    spec = RetentionSpec(nights=dict.fromkeys(kept, 1), runs=1, releases=2)
+    spec = RetentionSpec(nights=dict.fromkeys((*kept, "user_states_v1"), 1), runs=1, releases=2)
     pointer = read_pointer(store)
     removals = plan_removals(store, spec, pointer)
     remove(store, removals)
@@ -227,6 +237,7 @@ def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> N
     assert days(SEQUENCES.name) == [0, 1, 3, 4, 5]  # of the published night and of the newest, layers below included
     assert days(VOCABULARY.name) == [0, 3, 5]
     assert days(TRAINING_SEQUENCES.name) == [5]
+    assert days(USER_STATES.name) == [3, 4, 5]
     assert days("bundle") == [0, 5]
     assert days(SCORES.name) == [1]
     assert days(OPEN_SESSIONS.name) == [0, 1, 2, 3, 4, 5]  # the links between days stay
