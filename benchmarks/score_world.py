@@ -15,6 +15,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from features import columns as c
 from features.contracts import SEQUENCES, VOCABULARY
+from jobs.bucket_files import write_sequences
 from jobs.settings import Settings
 from jobs.store import Lineage, Store
 from model.bundle import Bundle, Reports, save_bundle
@@ -63,13 +64,12 @@ def _write_sequences(
     staged = store.staging(SEQUENCES.name, day)
     store.fs.makedirs(staged)
     for at, table in enumerate(_rows(day, users, n_events, n_items, settings.sequences.length)):
-        pq.write_table(table, f"{staged}/part-{at:05d}.parquet", store_schema=False)
+        write_sequences(table, f"{staged}/part-{at:05d}.parquet", _end_us(day) - settings.sessions.gap_s * c.MICROS)
     store.write_empty(SEQUENCES, staged)
     store.publish(SEQUENCES, day, staged, lineage, c.LAST_TIME)
 
 
 def _rows(day: date, users: Ints, n_events: Ints, n_items: int, length: int) -> Iterator[pa.Table]:
-    end_s = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) + c.DAY_S
     for at in range(0, len(users), _ROWS_PER_FILE):
         some, n = users[at : at + _ROWS_PER_FILE], n_events[at : at + _ROWS_PER_FILE]
         filled = np.minimum(n, length)
@@ -94,12 +94,16 @@ def _rows(day: date, users: Ints, n_events: Ints, n_items: int, length: int) -> 
             c.LENGTH: pa.array(filled.astype(np.int32)),
             **{name: _list(np.where(is_event, channel, c.PAD)) for name, channel in channels.items()},
             c.NEXT_GAP: pa.array(np.where(silence_s > 1_800, 7, 5).astype(np.int32)),
-            c.LAST_TIME: pa.array((end_s - 1 - silence_s) * c.MICROS).cast(_SEQUENCES.field(c.LAST_TIME).type),
+            c.LAST_TIME: pa.array(_end_us(day) - (1 + silence_s) * c.MICROS).cast(_SEQUENCES.field(c.LAST_TIME).type),
             c.SEEN_ITEMS: pa.ListArray.from_arrays(
                 np.append(0, np.cumsum(first.sum(axis=1))).astype(np.int32), ordered[first].astype(np.int32)
             ),
         }
         yield pa.table([columns[name] for name in _SEQUENCES.names], names=_SEQUENCES.names).cast(_SEQUENCES)
+
+
+def _end_us(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + c.DAY_S) * c.MICROS
 
 
 def _list(rows: Ints) -> pa.ListArray:

@@ -21,7 +21,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features import columns as c
 from features.contexts import after_events, contexts, row_hashes
 from features.contracts import USER_STATES, ContractError
-from features.outlook_columns import Asked, has_moved_on, with_answers, with_returns, without_outlook
+from features.outlook_columns import Asked, OutlookModel, has_moved_on, with_answers, with_returns, without_outlook
 from features.rungs import BY_MODEL, Popular
 from features.scoring import SCORES_ARROW, Floats, Histories, Scorer, histories_of, score_rows
 from features.scoring_spec import ScoringSpec
@@ -139,20 +139,22 @@ def _carried(
         scores = before.scores.filter(pa.array(picked))
         as_of = pa.array([run.as_of], SCORES_ARROW.field(c.AS_OF).type).take(pa.array(np.zeros(len(scores), np.int8)))
         scores = scores.set_column(scores.schema.get_field_index(c.AS_OF), SCORES_ARROW.field(c.AS_OF), as_of)
-        past = states.past.filter(pa.array(picked))
-        asked = Asked(states.state[picked], states.last_time_us[picked], past, _micros(run.as_of))
-        parts.append((_with_outlook(scores, asked, is_asked, scorer, spec), picked))
+        if scorer.outlook is not None:
+            past = states.past.filter(pa.array(picked))
+            asked = Asked(states.state[picked], states.last_time_us[picked], past, _micros(run.as_of))
+            scores = _with_outlook(scores, asked, is_asked, scorer, scorer.outlook, spec)
+        parts.append((scores, picked))
     return parts
 
 
-def _with_outlook(scores: pa.Table, asked: Asked, is_asked: bool, scorer: Scorer, spec: ScoringSpec) -> pa.Table:
+def _with_outlook(
+    scores: pa.Table, asked: Asked, is_asked: bool, scorer: Scorer, outlook: OutlookModel, spec: ScoringSpec
+) -> pa.Table:
     """Rows with what they say of the days ahead: all of it told anew, or else the chance of a return alone."""
-    if scorer.outlook is None:
-        return scores
     if is_asked:
         names = scorer.categories
-        scores = with_answers(scores, asked, scorer.outlook, names.tokens, names.shares, spec)
-    return with_returns(scores, asked, scorer.outlook, spec)
+        scores = with_answers(scores, asked, outlook, names.tokens, names.shares, spec)
+    return with_returns(scores, asked, outlook, spec)
 
 
 def _is_same(
@@ -231,8 +233,9 @@ def _scored(
     scores = _with_provenance(pieces, run)
     order = pc.index_in(scores[c.USER_ID].combine_chunks(), histories.users).to_numpy()
     past = _past_categories(histories)
-    asked = Asked(state[order], histories.last_time_us[order], past.take(pa.array(order)), _micros(run.as_of))
-    scores = _with_outlook(scores, asked, True, scorer, spec)
+    if scorer.outlook is not None:
+        asked = Asked(state[order], histories.last_time_us[order], past.take(pa.array(order)), _micros(run.as_of))
+        scores = _with_outlook(scores, asked, True, scorer, scorer.outlook, spec)
     made = _states_table(histories, length, past, hashes, whole_row, state, run).take(pa.array(order))
     n_new = length - n_read
     outcomes = {
@@ -303,7 +306,7 @@ def _nothing_known(scorer: Scorer) -> _Known:
 
 def _known(before: Before, scorer: Scorer, run: Run) -> _Known:
     """The states as arrays, after the checks that a model may go on with them."""
-    columns = {name: before.states[name].combine_chunks() for name in STATES_ARROW.names}
+    columns = {name: _whole(before.states[name]) for name in STATES_ARROW.names}
     n, n_bytes = len(before.states), scorer.state_floats * 4
     if not columns[c.USER_ID].equals(before.scores[c.USER_ID].combine_chunks()):
         _refuse(before, "its users are not those of the scores that were written with it")
@@ -328,6 +331,11 @@ def _known(before: Before, scorer: Scorer, run: Run) -> _Known:
     ):
         _refuse(before, f"past_categories holds ids that are none of the {len(scorer.categories.tokens)} known")
     return _Known(last_time_us, n_events, past, events_hash, row_hash, state)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """The column in one piece. `combine_chunks` copies a single piece too, and states are large."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _refuse(before: Before, problem: str) -> None:

@@ -59,6 +59,7 @@ class BucketPlan:
     keep: int
     length: int
     gap_edges_s: tuple[int, ...]
+    session_gap_s: int
     end_us: int
 
 
@@ -198,9 +199,20 @@ def _write_sequences(plan: BucketPlan, k: int, events: pa.Table, touched: pa.Arr
     context = TaskContext.get()
     attempt = context.taskAttemptId() if context else 0
     path = f"{plan.sequences}/part-{k:05d}-{attempt}.parquet"
-    with fsspec.open(path, "wb") as file:
-        pq.write_table(found, file, compression="snappy", store_schema=False)
+    write_sequences(found, path, plan.end_us - plan.session_gap_s * c.MICROS)
     written.append(path)
+
+
+def write_sequences(rows: pa.Table, path: str, recent_us: int) -> None:
+    """Rows of sequences_v1, those of users heard of since then in a row group of their own.
+
+    The next night asks for these alone (jobs.layers.rows_since), and Spark passes over row groups by their times.
+    """
+    is_recent = pc.greater_equal(rows[c.LAST_TIME].cast(pa.int64()), recent_us)
+    with fsspec.open(path, "wb") as file, pq.ParquetWriter(file, rows.schema, store_schema=False) as writer:
+        for part in (rows.filter(is_recent), rows.filter(pc.invert(is_recent))):
+            if part.num_rows:
+                writer.write_table(part)
 
 
 def _nothing_left(touched: pa.Array, with_rows: list[pa.ChunkedArray], length: int) -> pa.Table:

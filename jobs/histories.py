@@ -72,6 +72,7 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
         keep=spec.history_events,
         length=spec.length,
         gap_edges_s=spec.gap_edges_s,
+        session_gap_s=settings.sessions.gap_s,
         end_us=cutoffs_for(spec, date).end_us,
     )
     written = write_buckets(spark, shares_of(_files(store, night), n_tasks, n_buckets), plan)

@@ -30,6 +30,8 @@ TOP = Path(__file__).resolve().parent.parent
 _LOG_TAIL_LINES = 30
 _CMAKE_RANGE = ((3, 13), (4, 0))  # Horovod asks for 3.13; CMake 4 refuses its bundled Gloo
 _CHECK = "import pyarrow, horovod.tensorflow as hvd; assert hvd.gloo_built(), 'built without Gloo'"
+# What nearly every process imports; each would compile it again where Python may not write bytecode, as in many images.
+_COMPILED = "import horovod.spark, pandas, petastorm.reader, pyarrow.dataset, pyspark.daemon, pyspark.sql, tensorflow"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -142,7 +144,7 @@ class Setup:
         self._pip("install", "-r", str(self.requirements / "build.in"))
         names = ("runtime.in", f"tensorflow-{self.variant}.in", "dev.in")
         files = [part for name in names for part in ("-r", str(self.requirements / name))]
-        # Compiling all of it ahead costs more than compiling, on first import, the part that is used.
+        # Compiling all of it ahead costs more than compiling the part that is used: _install_project.
         self._pip("install", "--no-compile", "--no-build-isolation", *files)
         return ""
 
@@ -163,7 +165,7 @@ class Setup:
         """Install a wheel over whatever is there, then load it: a wheel of another machine shows here."""
         self._remove("horovod", "horovod-*.dist-info")
         self._pip("install", "--no-deps", "--no-index", str(wheel))
-        return self._status([str(self.python), "-c", _CHECK], {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}) == 0
+        return self._imports(_CHECK)
 
     def _wheel_folder(self) -> Path:
         key = horovod_wheel.wheel_key(self.variant, os.environ)
@@ -193,6 +195,7 @@ class Setup:
     def _install_project(self) -> str:
         self._remove("__editable__*interest_evolution*", "interest_evolution-*.dist-info")
         self._pip("install", "--no-deps", "--no-build-isolation", "--no-index", "-e", str(self.top))
+        self._imports(_COMPILED)
         return ""
 
     def _remove(self, *patterns: str) -> None:
@@ -202,6 +205,11 @@ class Setup:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+    def _imports(self, statements: str) -> bool:
+        """Whether these run; what they import is compiled, whatever the user has Python do elsewhere."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return self._status([str(self.python), "-c", statements], {**environment, "TF_CPP_MIN_LOG_LEVEL": "3"}) == 0
 
     def _pip(self, command: str, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         """One pip command with the user's own configuration, under the pinned versions.

@@ -189,7 +189,7 @@ def test_of_a_user_without_events_a_row_of_length_0_is_left(tmp_path: Path) -> N
     opened, folder = str(tmp_path / "part-00000-of-00001-0.parquet"), tmp_path / "sequences"
     folder.mkdir()
     pq.write_table(pa.table({c.USER_ID: ["ann", "ann", "bob"]}), opened)
-    plan = BucketPlan(None, 16, frozenset(), None, str(folder), (), False, 7, 4, (60, 1800), 10**15)
+    plan = BucketPlan(None, 16, frozenset(), None, str(folder), (), False, 7, 4, (60, 1800), 1800, 10**15)
     found = []
     for share in shares_of([(GONE, opened)], 4, 16):
         for path in _write_share(share, plan):
@@ -352,7 +352,12 @@ def test_states_lie_in_layers_until_they_are_written_whole(scored: tuple[Path, d
     root, made = scored
     states = [Store(str(root)).manifest(USER_STATES.name, day, "") for day in NIGHTS]
     below = [[key for key in of.inputs if key.startswith(f"{USER_STATES.name}/")] for of in states]
-    assert below == [[], *([f"{USER_STATES.name}/{day}"] for day in NIGHTS[:2]), [], [f"{USER_STATES.name}/{NIGHTS[3]}"]]
+    assert below == [
+        [],
+        *([f"{USER_STATES.name}/{day}"] for day in NIGHTS[:2]),
+        [],
+        [f"{USER_STATES.name}/{NIGHTS[3]}"],
+    ]
     for of, day, layers in zip(states, NIGHTS, below, strict=True):
         counts = outcomes(made[day])
         assert of.rows == (len(USERS) - counts["carried"] if layers else len(USERS))
