@@ -1,11 +1,12 @@
 """Logs to measure on: Parquet, of any size, alike on every machine."""
 
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.sources import SourceMap
@@ -67,6 +68,18 @@ def make_log(folder: Path, n_events: int, days: int = DAYS, skew: str | None = N
             "position": pa.array(part),
         }
         pq.write_table(pa.table(columns), folder / f"part-{number:03d}.parquet")
+
+
+def split_log(log: Path, last: date, until: Path, after: Path) -> None:
+    """Write the rows up to the end of a day into one folder, the others into another."""
+    end = pa.scalar(datetime.combine(last + timedelta(days=1), time(), UTC), pa.timestamp("us", tz="UTC"))
+    for folder in (until, after):
+        folder.mkdir(parents=True)
+    for file in sorted(log.iterdir()):
+        rows = pq.read_table(file)
+        is_before = pc.less(rows["event_time"], end)
+        pq.write_table(rows.filter(is_before), until / file.name)
+        pq.write_table(rows.filter(pc.invert(is_before)), after / file.name)
 
 
 def make_log_apart(folder: Path, n_events: int, days: int = DAYS, skew: str | None = None) -> None:

@@ -35,7 +35,7 @@ def make_world(root: Path, n_users: int, n_items: int, settings: Settings) -> st
     tokens = {c.KIND_ITEM: _tokens("i", n_items), c.KIND_CATEGORY: _tokens("c", N_CATEGORIES)}
     counts = {kind: [0, 0, *range(len(of), 2, -1)] for kind, of in tokens.items()}
     vocabulary = _write_vocabulary(store, tokens, counts)
-    bundle = _write_bundle(root, tokens, counts, vocabulary, settings)
+    bundle = write_bundle(root, DAY, tokens, counts, vocabulary, settings)
     numbers = np.arange(n_users)
     lineage = Lineage({f"{VOCABULARY.name}/{DAY}": vocabulary}, "-", coding)
     _write_sequences(store, DAY, numbers, n_events_of(numbers), n_items, settings, lineage)
@@ -127,9 +127,15 @@ def _write_vocabulary(store: Store, tokens: dict[str, list[str]], counts: dict[s
     return store.publish(VOCABULARY, DAY, staged, Lineage({}, "-")).hash
 
 
-def _write_bundle(
-    root: Path, tokens: dict[str, list[str]], counts: dict[str, list[int]], vocabulary: str, settings: Settings
+def write_bundle(
+    root: Path,
+    day: date,
+    tokens: dict[str, list[str]],
+    counts: dict[str, list[int]],
+    vocabulary: str,
+    settings: Settings,
 ) -> str:
+    """The bundle of a day for a vocabulary of that hash, with random weights → its path."""
     from model.network import Network
 
     spec, edges_s = settings.network, settings.sequences.gap_edges_s
@@ -145,8 +151,8 @@ def _write_bundle(
     )
     weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1).weights.items()}
     made = Bundle(spec, sizes, edges_s, tokens, counts, weights, "", "-", vocabulary, "-")
-    path = str(root / "bundle" / f"dt={DAY}")
-    save_bundle(path, str(DAY), made, Reports("", {}, []))
+    path = str(root / "bundle" / f"dt={day}")
+    save_bundle(path, str(day), made, Reports("", {}, []))
     return path
 
 
