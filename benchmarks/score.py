@@ -2,8 +2,8 @@
 
 Users have histories of log-normal length (median 18, a fifth beyond 50 events); the model has random weights. In a
 night a share of the users has a few more events. Scores from carried states are compared with those of everyone anew
-before any time counts. The JVM and its Python workers, with another model loaded, are there before; they end where a
-minute passes without a job. Last, the likeliest items by an index against the exact ones,
+before any time counts. The JVM and its Python workers, with another model loaded, are there and warm before; they end
+where a minute passes without a job. Last, the likeliest items by an index against the exact ones,
 on vectors in clusters (benchmarks/score_index.py).
 """
 
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         "--index", type=int, nargs="*", default=[20_000, 1_000_000], help="sizes of the vocabulary for the item index"
     )
     parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
+    parser.add_argument("--nights-only", action="store_true", help="leave the comparison with one process out")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
     settings, rows = load_settings(), []
@@ -75,26 +76,19 @@ def _measured(
     n_users, n_runs = arguments.users, arguments.runs
     bundle, case = make_world(root, n_users, n_items, settings), f"{n_users:,} users, {n_items:,} items"
     small = root / "small"
-    warm = partial(
-        score, spark, settings, str(small), DAY, make_world(small, _WARM_USERS, n_items, settings), full=True
-    )
+    another = make_world(small, _WARM_USERS, n_items, settings)
+    add_night(small, _WARM_USERS, n_items, 0.5, settings)
+
+    def warm() -> None:
+        for day in (DAY, NIGHT):
+            score(spark, settings, str(small), day, another, full=day == DAY)
+
     warm()
-    ours, peers, peak_mib = [], [], 0.0
-    for _ in range(n_runs):
-        with peak_memory() as peak:
-            started = monotonic()
-            score(spark, settings, str(root), DAY, bundle, full=True)
-            ours.append(n_users / (monotonic() - started))
-        peak_mib = max(peak_mib, peak.mib)
-        peers.append(_in_one_process(root, bundle, n_users))
-    alone, forward_s, top_s = (median(peer[name] for peer in peers) for name in ("seconds", "forward_s", "top_s"))
-    rows = [
-        Row("score", case, "users_s", "1/s", median(ours), n_users / alone, "one process", "higher", n_runs, peak_mib),
-        Row(
-            "score", case, "top_k", "ms", top_s * 1e3, forward_s * 1e3, "forward of a batch", "lower", n_runs, peak_mib
-        ),
-        Row("score", case, "peak_rss", "MiB", peak_mib, _LIMIT_MIB, "the limit", "lower", n_runs, peak_mib),
-    ]
+    rows: list[Row] = []
+    if arguments.nights_only:
+        score(spark, settings, str(root), DAY, bundle, full=True)
+    else:
+        rows += _of_job(spark, settings, root, bundle, case, arguments)
     for percent in arguments.active:
         n_active = add_night(root, n_users, n_items, percent / 100, settings)
 
@@ -115,6 +109,28 @@ def _measured(
             Row("state_carry", name, "time", "s", seconds, measured["anew"][0], "anew", "lower", n_runs, peak_of_night)
         )
     return rows
+
+
+def _of_job(
+    spark: SparkSession, settings: Settings, root: Path, bundle: str, case: str, arguments: argparse.Namespace
+) -> list[Row]:
+    n_users, n_runs = arguments.users, arguments.runs
+    ours, peers, peak_mib = [], [], 0.0
+    for _ in range(n_runs):
+        with peak_memory() as peak:
+            started = monotonic()
+            score(spark, settings, str(root), DAY, bundle, full=True)
+            ours.append(n_users / (monotonic() - started))
+        peak_mib = max(peak_mib, peak.mib)
+        peers.append(_in_one_process(root, bundle, n_users))
+    alone, forward_s, top_s = (median(peer[name] for peer in peers) for name in ("seconds", "forward_s", "top_s"))
+    return [
+        Row("score", case, "users_s", "1/s", median(ours), n_users / alone, "one process", "higher", n_runs, peak_mib),
+        Row(
+            "score", case, "top_k", "ms", top_s * 1e3, forward_s * 1e3, "forward of a batch", "lower", n_runs, peak_mib
+        ),
+        Row("score", case, "peak_rss", "MiB", peak_mib, _LIMIT_MIB, "the limit", "lower", n_runs, peak_mib),
+    ]
 
 
 def _in_one_process(root: Path, bundle: str, n_users: int) -> dict[str, float]:

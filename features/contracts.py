@@ -433,10 +433,10 @@ DRIFT = Contract(
 USER_STATES = Contract(
     "user_states_v1",
     "What the model knows of one user after the events that were last scored, so that the next night reads new ones "
-    "only. Layers: a day that lies on an earlier one (inputs) holds the users who were scored that day, the others' rows "
-    "are those of the layers below; who is in no row of that day's scores_v1 has gone. `bucket-NNNNN.parquet` holds the "
-    "users with pmod(hash(user_id), counters.buckets) = NNNNN, as do the files of the scores_v1 that were written with "
-    "it (inputs). Only jobs/score.py reads this table.",
+    "only. Layers: a day that lies on an earlier one (inputs) holds the users who were scored that day, the others' "
+    "rows are those of the layers below; who is in no row of that day's scores_v1 has gone. `bucket-NNNNN.parquet` "
+    "holds the users with pmod(hash(user_id), counters.buckets) = NNNNN, as do the files of the scores_v1 that were "
+    "written with it (inputs). Only jobs/score.py reads this table.",
     (c.USER_ID, c.MODEL_VERSION),
     T.StructType(
         [
