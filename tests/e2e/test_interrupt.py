@@ -29,7 +29,9 @@ def test_ctrl_c_leaves_no_process_and_nothing_half_written(tmp_path: Path) -> No
     try:
         assert started.stderr is not None
         assert any("[2/8] sessionize" in line for line in started.stderr), "it ended before that"
-        time.sleep(2)  # Spark reads the log by now
+        while not list(root.glob("*_v1/_staging-*")):  # Spark reads the log, what it found is written there
+            assert started.poll() is None
+            time.sleep(0.05)
         os.killpg(started.pid, signal.SIGINT)
         _, said = started.communicate(timeout=300)
         assert started.returncode == 130, said
