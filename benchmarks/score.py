@@ -3,8 +3,8 @@
 Users have histories of log-normal length (median 18, a fifth beyond 50 events); the model has random weights. In a
 night a share of the users has a few more events. Scores from carried states are compared with those of everyone anew
 before any time counts. The JVM and its Python workers, with another model loaded, are there and warm before; they end
-where a minute passes without a job. Last, the likeliest items by an index against the exact ones,
-on vectors in clusters (benchmarks/score_index.py).
+where a minute passes without a job. Last, the likeliest items by an index against the exact ones, on vectors in
+clusters (benchmarks/score_index.py).
 """
 
 import argparse

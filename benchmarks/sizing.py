@@ -2,7 +2,8 @@
 
 A log of equal days. Its first days are run, which leaves sizes and times at the root, as a first small run does; the
 rest is planned, then run. Bytes are those of Spark's event log; memory is the most that one Python worker held.
-Training is left out: how many epochs it takes is not known beforehand. The bundle that scores has random weights.
+Training is left out: how many epochs it takes is not known beforehand. Validation and test have a day each, so that a
+week is enough for the first run. A worker is used again from stage to stage, and counts whole. The bundle that scores has random weights.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     flags.add_argument("--first-days", type=int, default=7, metavar="N", help=f"days of {DAYS} run before (default: 7)")
     flags.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = flags.parse_args(argv)
-    settings = load_settings()
+    settings = load_settings(assignments=["sequences.split.valid_days=1", "sequences.split.test_days=1"])
     with tempfile.TemporaryDirectory(prefix="interest-bench-") as place:
         log, past, rest, root, events = (Path(place) / name for name in ("log", "past", "rest", "root", "events"))
         events.mkdir()
@@ -172,9 +173,10 @@ def _python_workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "pyspark.daemon" in process.cmdline() and "pyspark.daemon" in process.parent().cmdline():  # type: ignore[union-attr]
+            parent = process.parent()
+            if parent and all("pyspark.daemon" in of.cmdline() for of in (process, parent)):
                 found.append(process)
-        except (psutil.NoSuchProcess, AttributeError):
+        except psutil.NoSuchProcess:
             continue
     return found
 
