@@ -1,9 +1,10 @@
 """What `jobs.plan` says beforehand, against what then happens: rows, tasks, bytes shuffled, memory, seconds.
 
 A log of equal days. Its first days are run, which leaves sizes and times at the root, as a first small run does; the
-rest is planned, then run. Bytes are those of Spark's event log; memory is the most that one Python worker held.
-Training is left out: how many epochs it takes is not known beforehand. Validation and test have a day each, so that a
-week is enough for the first run. A worker is used again from stage to stage, and counts whole. The bundle that scores has random weights.
+rest is planned, then run. Bytes are those of Spark's event log; memory is the most that one Python worker held: it is
+used again from stage to stage, and counts whole. Training is left out: how many epochs it takes is not known
+beforehand. Validation and test have a day each, so that a week is enough for the first run. The bundle that scores has
+random weights.
 """
 
 import argparse
