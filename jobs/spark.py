@@ -60,7 +60,7 @@ def spark_session(name: str) -> SparkSession:
         builder = builder.config("spark.ui.showConsoleProgress", str(is_terminal(sys.stderr)).lower())
     for key, value in {**_ALWAYS, **_observed()}.items():
         builder = builder.config(key, value)
-    logging.getLogger().addFilter(_is_news)
+    hear_no_interrupts()
     on_interrupt = signal.getsignal(signal.SIGINT)
     session = builder.getOrCreate()
     if threading.current_thread() is threading.main_thread():
@@ -97,9 +97,18 @@ def _observed() -> dict[str, str]:
     return found | ({_EVENT_LOG: "true", "spark.eventLog.dir": folder} if folder else {})
 
 
+def hear_no_interrupts() -> None:
+    """Leave out what Py4J logs of a Ctrl-C, which `run_job` tells in a sentence."""
+    for logger in ("", "py4j.clientserver"):
+        logging.getLogger(logger).addFilter(_is_news)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of the root logger is more than Py4J's trace of a Ctrl-C, which `run_job` tells in a sentence."""
-    return record.msg != "KeyboardInterrupt while sending command."
+    """False for Py4J's two traces: of the command under way, and of a connection that the JVM closed before it did."""
+    if record.msg == "KeyboardInterrupt while sending command.":
+        return False
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not isinstance(error.__context__, KeyboardInterrupt)
 
 
 def hush() -> None:

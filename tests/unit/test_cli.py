@@ -1,6 +1,7 @@
 """What every job shares: signals end it in order, and an error is a paragraph whose paths can be copied."""
 
 import argparse
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from jobs import cli
 from jobs.settings import UsageError
+from jobs.spark import hear_no_interrupts
 
 PROJECT = Path(cli.__file__).parent.parent
 WAITING = """
@@ -70,3 +72,18 @@ def test_paths_and_flags_in_an_error_stay_whole(capsys: pytest.CaptureFixture[st
     assert path in said
     assert "--a-flag-with-hyphens" in said
     assert len(said.splitlines()) > 2
+
+
+def test_of_a_ctrl_c_py4j_logs_nothing_but_of_other_failures_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    hear_no_interrupts()
+    connection = logging.getLogger("py4j.clientserver")
+    for first in (KeyboardInterrupt(), OSError("the JVM is gone")):
+        try:
+            try:
+                raise first
+            except BaseException:
+                raise ConnectionResetError("reset by peer")  # noqa: B904 - as Py4J meets it, in the midst of the first
+        except ConnectionResetError:
+            connection.exception(f"of {type(first).__name__}")
+    logging.exception("KeyboardInterrupt while sending command.")
+    assert caplog.messages == ["of OSError"]
