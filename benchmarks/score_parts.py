@@ -23,12 +23,16 @@ _ROWS, _RUNS = 256, 9
 
 
 def main(bundle: str, sequences: str, threads: int, n_users: int) -> dict[str, float]:
-    """Seconds for all users, and of one batch for the forward (states, scores, normaliser) and for what top-K adds."""
+    """Seconds for all users, and of one batch for the forward and for what top-K adds.
+
+    The forward: states, scores of all ids, their normaliser, and the shares of what a row holds.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # as jobs/score.py
     import tensorflow as tf
 
     from model.predict import Predictor
+    from model.repeats import without
 
     spec = load_settings().scoring
     predictor = Predictor.load(bundle, threads)
@@ -62,14 +66,20 @@ def main(bundle: str, sequences: str, threads: int, n_users: int) -> dict[str, f
     network = predictor._network
 
     @tf.function(reduce_retracing=True)
-    def normalisers(state: tf.Tensor, next_gap: tf.Tensor) -> list[tf.Tensor]:
-        answers = network.answers(network.newest(state), next_gap)
-        return [tf.reduce_logsumexp(network.logits(kind, answer), axis=-1) for kind, answer in answers.items()]
+    def distributions(state: tf.Tensor, next_gap: tf.Tensor, row: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        newest, found = network.newest(state), []
+        for kind, answer in network.answers(newest, next_gap).items():
+            modes, held = predictor._modes(kind, newest, next_gap, answer, row)
+            scores = network.logits(kind, answer)
+            found.append(tf.reduce_logsumexp(scores if held is None else without(scores, held), axis=-1))
+            found += modes or ()
+        return found
 
     zeros = np.zeros((_ROWS, predictor.state_floats), np.float32)
     state = predictor.advance(batch[0], batch[1], zeros)
     advance_s = _timed(lambda: predictor.advance(batch[0], batch[1], zeros))
-    plain_s = _timed(lambda: normalisers(state, batch[2]))
+    row = {name: batch[0][name] for name in (c.ITEM, c.ACTION_CODE)} | {c.LENGTH: batch[1]}
+    plain_s = _timed(lambda: distributions(state, batch[2], row))
     k = spec.top_k_items, spec.interest_depth
     top_s = _timed(lambda: predictor.top_of(state, batch[2], *batch[:2], *k))
     return {

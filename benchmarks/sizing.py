@@ -1,8 +1,8 @@
 """What `jobs.plan` says beforehand, against what then happens: rows, tasks, bytes shuffled, memory, seconds.
 
 A log of equal days. Its first days are run, which leaves sizes and times at the root, as a first small run does; the
-rest is planned, then run. Bytes are those of Spark's event log; memory is the most that one Python worker held: it is
-used again from stage to stage, and counts whole. Training is left out: how many epochs it takes is not known
+rest is planned, then run in a session of its own. Bytes are those of Spark's event log; memory is the most that one
+Python worker held, which is used again from stage to stage. Training is left out: how many epochs it takes is not known
 beforehand. Validation and test have a day each, so that a week is enough for the first run. The bundle that scores has
 random weights.
 """
@@ -34,8 +34,8 @@ from jobs.score import score
 from jobs.sequences import build_sequences
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, load_settings
-from jobs.spark import spark_session
-from jobs.stage_times import write_stages
+from jobs.spark import shuffled_bytes, spark_session
+from jobs.stage_times import StageRun, write_stages
 from jobs.store import Store
 from jobs.vocabulary import build_vocabulary
 from model.bundle import vocabulary_lists
@@ -49,12 +49,13 @@ class Watch:
 
     def __init__(self) -> None:
         self.spans: dict[str, tuple[float, float]] = {}
+        self.runs: list[StageRun] = []
         self.peak_mib: dict[str, float] = {}
 
     @contextmanager
     def over(self, stage: str, every_s: float = 0.1) -> Iterator[None]:
         """Watch while a stage runs."""
-        done, began, peak = threading.Event(), time.time(), 0
+        done, began, before, peak = threading.Event(), time.time(), shuffled_bytes(), 0
 
         def sample() -> None:
             nonlocal peak
@@ -69,11 +70,8 @@ class Watch:
             done.set()
             sampler.join()
             self.spans[stage] = (began, time.time())
+            self.runs.append(StageRun(stage, time.time() - began, shuffled_bytes() - before))
             self.peak_mib[stage] = peak / _MIB
-
-    def seconds(self) -> list[tuple[str, float]]:
-        """Of each stage, in order."""
-        return [(stage, end - began) for stage, (began, end) in self.spans.items()]
 
 
 def run(spark: SparkSession, settings: Settings, log: Path, root: Path, first: date, last: date, is_new: bool) -> Watch:
@@ -132,7 +130,9 @@ def main(argv: Sequence[str]) -> int:
         spark = spark_session("benchmark")
         cores = spark.sparkContext.defaultParallelism
         earlier = run(spark, settings, past, root, begin, before, True)
-        write_stages(Store(str(root)), before, earlier.seconds(), cores)
+        write_stages(Store(str(root)), before, earlier.runs, cores)
+        spark.stop()  # the next run is a process of its own
+        spark = spark_session("benchmark")
         planned = _planned(settings, place, rest, root, before + timedelta(days=1), cores)
         watch = run(spark, settings, rest, root, before + timedelta(days=1), LAST_DAY, False)
         known = _planned(settings, place, None, root, None, cores)  # sizes as they then are

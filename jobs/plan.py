@@ -1,7 +1,8 @@
 """What a run will take, before it runs: rows, tasks, bytes shuffled, memory of a task, row groups, time, the command.
 
-Nothing starts and no table is read: sizes of files, the beginning of the log, and manifests. Speeds are those of the
-latest run at the same root that left its times, scaled by size and cores; without one, the rough ones of `REFERENCE`.
+Nothing starts and no table is read: sizes of files, the beginning of the log, and manifests. Speeds and shuffled bytes
+are those of the latest run at the same root that left them, scaled by size and cores; without one, rough ones. How near
+a plan comes is in docs/performance.md.
 """
 
 import argparse
@@ -22,11 +23,12 @@ from jobs.log_sample import LogSize, log_size
 from jobs.packing import window_bytes
 from jobs.sessionize import unpacked_bytes
 from jobs.settings import Settings, UsageError, load_settings
-from jobs.stage_times import StageTimes, latest_times
+from jobs.stage_times import StageRun, StageTimes, latest_times
 from jobs.store import Manifest, Store
 
 STAGES = ("sessionize", "vocabulary", "sequences", "train", "score")
-FIXED_S = 3.0  # of each stage, whatever its size: Spark plans, Python workers and TensorFlow start
+# Of a stage whatever its size, seconds: Spark plans, Python workers and TensorFlow start, the JVM compiles.
+FIXED_S = {"sessionize": 9.0, "vocabulary": 3.0, "sequences": 5.0, "train": 12.0, "score": 12.0}
 # Core-seconds for a million of what `_Sizes.of` counts; of training for one epoch. Rough, for orders of magnitude: only
 # that of sessionize comes from a measurement of its size (docs/performance.md).
 REFERENCE = {"sessionize": 2.8, "vocabulary": 1.0, "sequences": 5.0, "train": 600.0, "score": 300.0}
@@ -35,11 +37,13 @@ _MIB = 1 << 20
 _PACKED = 0.5  # of the bytes of Spark's rows, after LZ4 in a shuffle
 _HELD = 6  # a partition in memory against its size on the way in (conf/base.yaml: sessions.partition_mib)
 _SESSION_BYTES = 20  # of an event in sessions_v1, where no earlier day tells
-_ENCODED_BYTES = 100  # of an encoded event as Spark's row, with its user
+_ENCODED_BYTES = 48  # of an encoded event as Spark's row, with its user
 _SCORED_BYTES = 4096  # of a user while it is scored (conf/base.yaml: scoring.bucket_users)
+_PYTHON_MIB = 200  # a Python worker with its libraries, before it holds any rows
 _MODEL_MIB = 700  # a Python worker with TensorFlow and a model of the default size
 _JVM_MIB = 1024  # heap of an executor for each of its cores
 _EXECUTOR_CORES = 4
+_MORE_USERS = 0.4  # users grow like events to this power: 0.36 to 0.42 in a year of Deskdrop, 0.3 in a simulated log
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,7 @@ def plan(settings: Settings, arguments: argparse.Namespace, stages: Sequence[str
     notes = []
     if sizes.users is None:
         notes.append("users and windows are known after the first run; until then no size for training and scores")
-    planned = tuple(
-        _stage(name, sizes, settings, cores, _seconds(name, sizes, settings, cores, times, then)) for name in stages
-    )
+    planned = tuple(_stage(name, sizes, settings, cores, _Past.of(name, times, then)) for name in stages)
     groups = None
     if sizes.windows:
         spec = settings.sequences
@@ -175,44 +177,58 @@ def _sizes(store: Store, day: str | None, log: LogSize | None, files: Mapping[st
         log.row_bytes,
         events + log.rows,
         session_bytes + round(each * log.rows),
-        users,
+        round(users * grown**_MORE_USERS) if users else None,
         round(windows * grown) if windows else None,
     )
 
 
-def _seconds(
-    name: str, sizes: _Sizes, settings: Settings, cores: int, times: StageTimes | None, then: _Sizes | None
-) -> float | None:
+@dataclass(frozen=True)
+class _Past:
+    """A stage as it went on so many cores, and the size that it had."""
+
+    run: StageRun
+    cores: int
+    size: int
+
+    @classmethod
+    def of(cls, name: str, times: StageTimes | None, then: _Sizes | None) -> "_Past | None":
+        """None where no run left it."""
+        size = then.of(name) if then else None
+        return cls(times.stages[name], times.cores, size) if times and size and name in times.stages else None
+
+
+def _seconds(name: str, size: int, settings: Settings, cores: int, past: _Past | None) -> float:
     """Wall time of a stage: as long as it took then, by size and cores, or by the reference."""
-    size = sizes.of(name)
-    if size is None:
-        return None
-    if times and then and name in times.seconds and then.of(name):
-        grown = size / int(then.of(name) or 1) * times.cores / cores
-        return FIXED_S + max(0.0, times.seconds[name] - FIXED_S) * grown
+    fixed = FIXED_S[name]
+    if past:
+        return fixed + max(0.0, past.run.seconds - fixed) * size / past.size * past.cores / cores
     passes = settings.training.max_epochs if name == "train" else 1
-    return FIXED_S + REFERENCE[name] * size * passes / 1e6 / cores
+    return fixed + REFERENCE[name] * size * passes / 1e6 / cores
 
 
-def _stage(name: str, sizes: _Sizes, settings: Settings, cores: int, seconds: float | None) -> StagePlan:
+def _stage(name: str, sizes: _Sizes, settings: Settings, cores: int, past: _Past | None) -> StagePlan:
     size, unit = sizes.of(name), _UNITS.get(name, "events")
     if size is None:
         return StagePlan(name, None, unit)
-    tasks, shuffled, task_bytes = cores, 0, 0
+    tasks, shuffled, task_bytes = cores, 0.0, 0
     if name == "sessionize":
         tasks = power_of_two(partitions_for(sizes.new_bytes, settings.sessions.partition_mib, cores))
-        shuffled, task_bytes = size * sizes.row_bytes, _HELD * sizes.new_bytes // tasks
+        shuffled = size * sizes.row_bytes * _PACKED
+        task_bytes = _PYTHON_MIB * _MIB + _HELD * sizes.new_bytes // tasks
     elif name == "sequences":
         held = sizes.session_bytes * EVENT_GROWTH
         tasks = partitions_for(held, settings.sequences.partition_mib, cores)
-        shuffled, task_bytes = size * _ENCODED_BYTES, _HELD * held // tasks
+        shuffled, task_bytes = size * _ENCODED_BYTES * _PACKED, _PYTHON_MIB * _MIB + _HELD * held // tasks
     elif name == "train":
         tasks, task_bytes = 1, _MODEL_MIB * _MIB
     elif name == "score":
         tasks = power_of_two(max(cores, ceil(size / settings.scoring.bucket_users)))
-        shuffled = size * window_bytes(settings.sequences)
+        shuffled = size * window_bytes(settings.sequences) * _PACKED
         task_bytes = _MODEL_MIB * _MIB + ceil(size / tasks) * _SCORED_BYTES
-    return StagePlan(name, size, unit, tasks, round(shuffled * _PACKED / _MIB), ceil(task_bytes / _MIB), seconds)
+    if past and past.run.shuffled_bytes is not None:
+        shuffled = past.run.shuffled_bytes * size / past.size
+    seconds = _seconds(name, size, settings, cores, past)
+    return StagePlan(name, size, unit, tasks, round(shuffled / _MIB), ceil(task_bytes / _MIB), seconds)
 
 
 def _submit(stages: Sequence[StagePlan], cores: int, arguments: argparse.Namespace) -> str:

@@ -42,7 +42,8 @@ def night_facts(store: Store, settings: Settings, dt: date, stages: Sequence[tup
     sessions = store.manifest(SESSIONS.name, dt, _SESSIONIZE)
     folder, missing = f"{store.root}/{NIGHTLY}/dt={dt}", []
     metrics = read_json(store, f"{folder}/metrics.json") or {}
-    timed = [(name, seconds, "") for name, seconds in (stages or stages_of_run(store, dt))]
+    ran = stages or [(run.name, run.seconds) for run in stages_of_run(store, dt)]
+    timed = [(name, seconds, "") for name, seconds in ran]
     timed = timed or [(s["name"], s["seconds"], s["said"]) for s in metrics.get("steps", [])]
     if not timed:
         missing.append("time by stage: neither jobs.nightly nor jobs.run left a record")

@@ -39,8 +39,8 @@ from jobs.report import report
 from jobs.root_lock import exclusive
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.simulate import RAW, simulate
-from jobs.spark import spark_session
-from jobs.stage_times import write_stages
+from jobs.spark import shuffled_bytes, spark_session
+from jobs.stage_times import StageRun, write_stages
 from jobs.store import Store
 from jobs.terminal import BOLD, paint
 from jobs.train import launch
@@ -62,7 +62,7 @@ class Stages:
         self._n_stages = n_stages
         self._done = 0
         self._started = time.monotonic()
-        self.times: list[tuple[str, float]] = []  # name and seconds of every stage that is done
+        self.runs: list[StageRun] = []  # every stage that is done
 
     def run(self, name: str, what: str, work: Callable[[], Result], summary: Callable[[Result], str]) -> Result:
         """Do one stage between two lines; an error of the stage passes through."""
@@ -70,10 +70,10 @@ class Stages:
         begin_stage(name)
         label = paint(f"[{self._done}/{self._n_stages}] {name}", BOLD, sys.stderr)
         say(f"{label}: {what} …")
-        started = time.monotonic()
+        started, before = time.monotonic(), shuffled_bytes()
         result = work()
-        self.times.append((name, time.monotonic() - started))
-        say(f"{label}: {summary(result)} ({self.times[-1][1]:.1f} s)")
+        self.runs.append(StageRun(name, time.monotonic() - started, shuffled_bytes() - before))
+        say(f"{label}: {summary(result)} ({self.runs[-1].seconds:.1f} s)")
         return result
 
     @property
@@ -147,7 +147,7 @@ def _run_stages(arguments: argparse.Namespace, overlays: Sequence[str], settings
         lambda: scoring.score(spark, settings, root, last),
         scoring.summary,
     )
-    write_stages(store, last, stages.times, spark.sparkContext.defaultParallelism)
+    write_stages(store, last, stages.runs, spark.sparkContext.defaultParallelism)
     told = stages.run(
         "report",
         "figures and the page",
@@ -159,7 +159,7 @@ def _run_stages(arguments: argparse.Namespace, overlays: Sequence[str], settings
     places = _places(store, last, arguments.demo, result.path, feed_tables(settings.feeds))
     facts = {
         "date": last,
-        "stages": [{"name": name, "seconds": round(seconds, 1)} for name, seconds in stages.times],
+        "stages": [{"name": run.name, "seconds": round(run.seconds, 1)} for run in stages.runs],
         "evaluation": evaluation_facts(result),
         "places": [{"path": path, "what": what} for path, what in places],
         "report": told,

@@ -97,6 +97,19 @@ def _observed() -> dict[str, str]:
     return found | ({_EVENT_LOG: "true", "spark.eventLog.dir": folder} if folder else {})
 
 
+def shuffled_bytes() -> int:
+    """What the tasks of this process' Spark wrote for each other so far, compressed; 0 without Spark."""
+    context = SparkContext._active_spark_context
+    if context is None or context._jsc is None:
+        return 0
+    none = context._gateway.new_array(context._jvm.double, 0)
+    stages = context._jsc.sc().statusStore().stageList(None, False, False, none, None).iterator()
+    total = 0
+    while stages.hasNext():
+        total += int(stages.next().shuffleWriteBytes())
+    return total
+
+
 def hear_no_interrupts() -> None:
     """Leave out what Py4J logs of a Ctrl-C, which `run_job` tells in a sentence."""
     for logger in ("", "py4j.clientserver"):

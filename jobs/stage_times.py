@@ -1,4 +1,4 @@
-"""What the stages of a run took: left by jobs.run and jobs.nightly, read by the report and for planning."""
+"""What the stages of a run took, in time and in bytes between tasks. jobs.run and jobs.nightly leave it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,35 @@ _NIGHT = "metrics.json"
 
 
 @dataclass(frozen=True)
+class StageRun:
+    """One stage as it went. shuffled_bytes: what Spark's tasks wrote for each other, compressed; None: not known."""
+
+    name: str
+    seconds: float
+    shuffled_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class StageTimes:
-    """Seconds of each stage that a run did, and on how many cores Spark ran."""
+    """What the stages of a day took that a run did, by name, and on how many cores Spark ran."""
 
     dt: str
     cores: int
-    seconds: Mapping[str, float]
+    stages: Mapping[str, StageRun]
 
 
-def write_stages(store: Store, dt: date, stages: Sequence[tuple[str, float]], cores: int) -> None:
-    """Keep the seconds of a run's stages. cores: those of its Spark tasks."""
+def write_stages(store: Store, dt: date, stages: Sequence[StageRun], cores: int) -> None:
+    """Keep what a run's stages took. cores: those of its Spark tasks."""
     folder = f"{store.root}/{STAGES}/dt={dt}"
     store.fs.makedirs(folder, exist_ok=True)
-    store.write_json(f"{folder}/stages.json", {"stages": [[name, round(s, 1)] for name, s in stages], "cores": cores})
+    kept = [[run.name, round(run.seconds, 1), run.shuffled_bytes] for run in stages]
+    store.write_json(f"{folder}/stages.json", {"stages": kept, "cores": cores})
 
 
-def stages_of_run(store: Store, dt: date | str) -> list[tuple[str, float]]:
-    """Stages and seconds that jobs.run left of a day; none where it did not run."""
+def stages_of_run(store: Store, dt: date | str) -> list[StageRun]:
+    """What jobs.run left of a day's stages; none where it did not run."""
     record = read_json(store, f"{store.root}/{STAGES}/dt={dt}/stages.json") or {}
-    return [(str(name), float(seconds)) for name, seconds in record.get("stages", [])]
+    return [StageRun(*stage) for stage in record.get("stages", [])]
 
 
 def latest_times(store: Store, until: date) -> StageTimes | None:
@@ -39,12 +49,13 @@ def latest_times(store: Store, until: date) -> StageTimes | None:
         if dt > str(until):
             continue
         night = read_json(store, f"{store.root}/{NIGHTLY}/dt={dt}/{_NIGHT}") or {}
-        did = {step["name"]: float(step["seconds"]) for step in night.get("steps", []) if step["status"] == DONE}
+        did = [step for step in night.get("steps", []) if step["status"] == DONE]
         if did and night.get("cores"):
-            return StageTimes(dt, int(night["cores"]), did)
+            runs = [StageRun(step["name"], step["seconds"], step.get("shuffled_bytes")) for step in did]
+            return StageTimes(dt, int(night["cores"]), {run.name: run for run in runs})
         run = read_json(store, f"{store.root}/{STAGES}/dt={dt}/stages.json") or {}
         if run.get("cores"):
-            return StageTimes(dt, int(run["cores"]), dict(stages_of_run(store, dt)))
+            return StageTimes(dt, int(run["cores"]), {stage.name: stage for stage in stages_of_run(store, dt)})
     return None
 
 

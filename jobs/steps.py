@@ -10,6 +10,7 @@ from typing import Any
 from features.contracts import Contract, ContractError
 from jobs.cli import say
 from jobs.observing import begin_stage
+from jobs.spark import shuffled_bytes
 from jobs.store import MANIFEST, Store, code_version
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -18,12 +19,13 @@ NIGHTLY = "_nightly"
 
 @dataclass(frozen=True)
 class StepRun:
-    """What became of one step in this run."""
+    """What became of one step in this run. shuffled_bytes: what Spark's tasks wrote for each other in it."""
 
     name: str
     status: str
     seconds: float
     said: str
+    shuffled_bytes: int = 0
 
 
 class Steps:
@@ -60,7 +62,7 @@ class Steps:
         begin_stage(name)
         say(f"{self._dt} {name}: …")
         self.forget(f"{name}.json")
-        started = time.monotonic()
+        started, before = time.monotonic(), shuffled_bytes()
         try:
             said = work()
         except BaseException as error:
@@ -68,7 +70,7 @@ class Steps:
             raise
         seconds = round(time.monotonic() - started, 1)
         self.write(f"{name}.json", {"key": key, "outputs": self._identities(outputs), "said": said})
-        self.runs.append(StepRun(name, DONE, seconds, said))
+        self.runs.append(StepRun(name, DONE, seconds, said, shuffled_bytes() - before))
         say(f"{self._dt} {name}: {said} ({seconds:.1f} s)")
         return True
 

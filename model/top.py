@@ -78,20 +78,30 @@ def top_columns(
 def _with_block(before: _Running, scores: Tensor, start: Tensor, k: Tensor) -> _Running:
     """What is known after one more block. scores: [B, W] of the columns from `start` on."""
     n_groups = -(-tf.shape(scores)[1] // GROUP)
-    missing = n_groups * GROUP - tf.shape(scores)[1]
+    places, candidates = tf.cond(n_groups > k, lambda: _of_best_groups(scores, n_groups, k), lambda: _all(scores))
+    # top_k gives the first among equals: earlier blocks, and within one the smaller column.
+    candidates = tf.concat([before.scores, candidates], axis=1)
+    columns = tf.concat([before.columns, start + places], axis=1)
+    best, place = tf.math.top_k(candidates, tf.minimum(k, tf.shape(before.scores)[1] + tf.shape(scores)[1]))
+    greatest = tf.maximum(before.greatest, tf.reduce_max(best, axis=-1, keepdims=True))
+    total = before.total * tf.exp(before.greatest - greatest)
+    total += tf.reduce_sum(tf.exp(scores - greatest), axis=-1, keepdims=True)
+    return _Running(best, tf.gather(columns, place, batch_dims=1), greatest, total)
+
+
+def _of_best_groups(scores: Tensor, n_groups: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and scores of the K groups with the greatest maxima, [B, K * GROUP] each, rising by place."""
+    n_rows, missing = tf.shape(scores)[0], n_groups * GROUP - tf.shape(scores)[1]
     padded = tf.cond(
         missing > 0, lambda: tf.pad(scores, [[0, 0], [0, missing]], constant_values=-float("inf")), lambda: scores
     )
     groups = tf.reshape(padded, [-1, n_groups, GROUP])  # [B, G, GROUP]
     maxima = tf.reduce_max(groups, axis=-1)  # [B, G]
-    chosen = tf.sort(tf.math.top_k(maxima, tf.minimum(k, n_groups), sorted=False).indices, axis=-1)  # [B, K] rising
-    candidates = tf.reshape(tf.gather(groups, chosen, batch_dims=1), [tf.shape(scores)[0], -1])  # [B, K * GROUP]
-    columns = start + tf.reshape(chosen[:, :, None] * GROUP + tf.range(GROUP), tf.shape(candidates))
-    # top_k gives the first among equals: earlier blocks, and within one the smaller column.
-    candidates = tf.concat([before.scores, candidates], axis=1)
-    columns = tf.concat([before.columns, columns], axis=1)
-    best, place = tf.math.top_k(candidates, tf.minimum(k, tf.shape(before.scores)[1] + tf.shape(scores)[1]))
-    greatest = tf.maximum(before.greatest, tf.reduce_max(maxima, axis=-1, keepdims=True))
-    total = before.total * tf.exp(before.greatest - greatest)
-    total += tf.reduce_sum(tf.exp(scores - greatest), axis=-1, keepdims=True)
-    return _Running(best, tf.gather(columns, place, batch_dims=1), greatest, total)
+    chosen = tf.sort(tf.math.top_k(maxima, k, sorted=False).indices, axis=-1)  # [B, K] rising
+    places = tf.reshape(chosen[:, :, None] * GROUP + tf.range(GROUP), [n_rows, -1])
+    return places, tf.reshape(tf.gather(groups, chosen, batch_dims=1), [n_rows, -1])
+
+
+def _all(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and scores of all columns, where there are so few that no group can be left out."""
+    return tf.broadcast_to(tf.range(tf.shape(scores)[1]), tf.shape(scores)), scores

@@ -17,7 +17,7 @@ from jobs import plan as planning
 from jobs.inputs import load_source
 from jobs.log_sample import log_size
 from jobs.settings import UsageError, load_settings
-from jobs.stage_times import StageTimes, latest_times, write_stages
+from jobs.stage_times import StageRun, StageTimes, latest_times, write_stages
 from jobs.store import Store
 
 ROWS = 30_000
@@ -107,10 +107,11 @@ def test_a_root_without_sessions_and_no_log_cannot_be_planned(tmp_path: Path) ->
 
 def test_times_of_the_latest_day_count_where_its_cores_are_known(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
+    first = StageTimes("2024-05-01", 2, {"sessionize": StageRun("sessionize", 12.3, 56)})
     assert latest_times(store, date(2024, 5, 9)) is None
     for day, cores in ((date(2024, 5, 1), 2), (date(2024, 5, 8), 16)):
-        write_stages(store, day, [("sessionize", 12.34)], cores)
-    assert latest_times(store, date(2024, 5, 7)) == StageTimes("2024-05-01", 2, {"sessionize": 12.3})
+        write_stages(store, day, [StageRun("sessionize", 12.34, 56)], cores)
+    assert latest_times(store, date(2024, 5, 7)) == first
     night = tmp_path / "_nightly" / "dt=2024-05-03"
     night.mkdir(parents=True)
     steps = [
@@ -118,18 +119,22 @@ def test_times_of_the_latest_day_count_where_its_cores_are_known(tmp_path: Path)
         {"name": "train", "seconds": 0.0, "status": "skipped"},
     ]
     (night / "metrics.json").write_text(json.dumps({"cores": 8, "steps": steps}))
-    assert latest_times(store, date(2024, 5, 7)) == StageTimes("2024-05-03", 8, {"score": 5.0})
+    assert latest_times(store, date(2024, 5, 7)) == StageTimes("2024-05-03", 8, {"score": StageRun("score", 5.0)})
     (night / "metrics.json").write_text(json.dumps({"steps": steps}))  # of a night before cores were kept
-    assert latest_times(store, date(2024, 5, 7)) == StageTimes("2024-05-01", 2, {"sessionize": 12.3})
+    assert latest_times(store, date(2024, 5, 7)) == first
 
 
 def test_ten_times_the_size_on_four_times_the_cores() -> None:
     def sizes(rows: int) -> planning._Sizes:
         return planning._Sizes(rows, 0, 0, rows, 0, None, None)
 
-    then = StageTimes("2024-05-01", 2, {"sessionize": planning.FIXED_S + 40})
-    seconds = planning._seconds("sessionize", sizes(10_000), load_settings(), 8, then, sizes(1_000))
-    assert seconds == pytest.approx(planning.FIXED_S + 40 * 10 / 4)
+    fixed, name = planning.FIXED_S["sessionize"], "sessionize"
+    times = StageTimes("2024-05-01", 2, {name: StageRun(name, fixed + 40, 3 << 20)})
+    past = planning._Past.of(name, times, sizes(1_000))
+    found = planning._stage(name, sizes(10_000), load_settings(), 8, past)
+    assert found.seconds == pytest.approx(fixed + 40 * 10 / 4)
+    assert found.shuffle_mib == 30
+    assert planning._Past.of("vocabulary", times, sizes(1_000)) is None
 
 
 def test_a_jobs_own_flag_is_the_same_plan(tmp_path: Path) -> None:
