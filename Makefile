@@ -21,7 +21,7 @@ FLAGS ?=
 TESTS ?= tests
 export GPU PYTHON
 
-.PHONY: help setup doctor demo run nightly package cluster-up cluster-down test report-test test-cluster soak test-unit lint format golden docs clean clean-all
+.PHONY: help setup doctor demo week run nightly package cluster-up cluster-down test report-test test-cluster soak test-unit lint format golden docs clean clean-all
 
 help: ## List the targets
 	@echo "Targets (make TARGET):"
@@ -35,6 +35,9 @@ doctor: setup ## Check the installed environment piece by piece; each line ok or
 
 demo: setup ## The whole path on a simulated log: raw log to scores and report, below out/demo
 	@.venv/bin/interest demo
+
+week: setup ## A week of nights on a simulated log, as a scheduler would run them, below out/week
+	@.venv/bin/interest week
 
 run: ## The whole path on a real log: SOURCE=, INPUT=, OUT=; optional CATEGORIES=, DATE=YYYY-MM-DD, CONF=file.yaml, RANKS=n
 	@lacks=(); \

@@ -19,7 +19,7 @@ from jobs.bucket_files import write_sequences
 from jobs.settings import Settings
 from jobs.store import Lineage, Store
 from model.bundle import Bundle, Reports, save_bundle
-from model.spec import Sizes
+from model.spec import HEADS, Sizes
 
 DAY, NIGHT = date(2024, 3, 1), date(2024, 3, 2)
 N_CATEGORIES = 500
@@ -135,7 +135,7 @@ def write_bundle(
     vocabulary: str,
     settings: Settings,
 ) -> str:
-    """The bundle of a day for a vocabulary of that hash, with random weights → its path."""
+    """The bundle of a day for a vocabulary of that hash, with all heads and random weights → its path."""
     from model.network import Network
 
     spec, edges_s = settings.network, settings.sequences.gap_edges_s
@@ -149,7 +149,7 @@ def write_bundle(
         gap_edges_s=edges_s,
         horizons_days=settings.sequences.horizons_days,
     )
-    weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1).weights.items()}
+    weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1, heads=HEADS).weights.items()}
     made = Bundle(spec, sizes, edges_s, tokens, counts, weights, "", "-", vocabulary, "-")
     path = str(root / "bundle" / f"dt={day}")
     save_bundle(path, str(day), made, Reports("", {}, []))

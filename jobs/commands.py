@@ -49,6 +49,12 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             f"{_LOG} {_ROOT}",
             f"{_LOG} {_ROOT} --accept event_volume",
         ),
+        _command(
+            "week",
+            "A week of nights on a simulated log: scores published each night, a new model twice.",
+            "",
+            "--root out/other --nights 3",
+        ),
     ),
     "Its stages, one by one": (
         _command(

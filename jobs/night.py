@@ -50,6 +50,7 @@ EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION = "evaluate", "gate", "score",
 STEPS = (SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN, EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION)
 ACCEPTABLE = (*INPUT_CHECKS, GATE, SCORES_CHECK)  # checks that a run may pass over
 METRICS = "metrics.json"
+NOT_DUE = "not due"  # what metrics say of a night's training
 
 
 class Night:
@@ -107,7 +108,7 @@ class Night:
             return
         facts = self._input()
         why = self._training_due(facts)
-        self.metrics["training"] = why or "not due"
+        self.metrics["training"] = why or NOT_DUE
         if ends(INPUT):
             return
         self._encode(why, ends(NUMBER))

@@ -32,7 +32,7 @@ INFO, ERROR = "info", "error"  # levels of lines
 _RUN, _JOB, _DATE, _STAGE = (f"INTEREST_RUN_{name}" for name in ("ID", "JOB", "DATE", "STAGE"))
 _RANK = "HOROVOD_RANK"
 _LINE_START = '{"time": '
-_MAKE_ROOTS = ("demo", "run", "nightly", "sessionize", "simulate")  # jobs that may be the first on a root
+_MAKE_ROOTS = ("demo", "week", "run", "nightly", "sessionize", "simulate")  # jobs that may be the first on a root
 _NAMED_BY = ("name", "check", "table")  # of entries of a list: what tells one from the others
 # Prometheus names, all gauges about the latest run of a job: help text and name.
 _GAUGES = {

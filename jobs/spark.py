@@ -100,7 +100,7 @@ def _observed() -> dict[str, str]:
 def shuffled_bytes() -> int:
     """What the tasks of this process' Spark wrote for each other so far, compressed; 0 without Spark."""
     context = SparkContext._active_spark_context
-    if context is None or context._jsc is None:
+    if context is None or context._jsc is None or context._gateway is None or context._jvm is None:
         return 0
     none = context._gateway.new_array(context._jvm.double, 0)
     stages = context._jsc.sc().statusStore().stageList(None, False, False, none, None).iterator()
