@@ -201,7 +201,8 @@ def _seconds(name: str, size: int, settings: Settings, cores: int, past: _Past |
     """Wall time of a stage: as long as it took then, by size and cores, or by the reference."""
     fixed = FIXED_S[name]
     if past:
-        return fixed + max(0.0, past.run.seconds - fixed) * size / past.size * past.cores / cores
+        fixed = min(fixed, past.run.seconds)
+        return fixed + (past.run.seconds - fixed) * size / past.size * past.cores / cores
     passes = settings.training.max_epochs if name == "train" else 1
     return fixed + REFERENCE[name] * size * passes / 1e6 / cores
 

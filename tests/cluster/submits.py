@@ -28,11 +28,14 @@ SMALL = (
     "network.item_dim=16", "training.max_epochs=1", "training.batch_rows=16",
 )  # fmt: skip
 # Executors of one core and little heap: two workers and a driver share two cores.
+_JIT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # these JVMs live for seconds
 _SIZES = {
     "spark.executor.cores": "1",
     "spark.executor.memory": "700m",
     "spark.driver.memory": "700m",
     "spark.sql.shuffle.partitions": "4",
+    "spark.driver.extraJavaOptions": _JIT,
+    "spark.executor.extraJavaOptions": _JIT,
 }
 _STEP_S = 0.05
 

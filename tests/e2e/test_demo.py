@@ -118,9 +118,12 @@ def test_a_plan_says_what_the_run_counted(demo: tuple[Path, str]) -> None:
     assert found["train"]["size"] == training.counters["splits"]["train"]["rows"]
     assert known["row_groups"] == training.counters["splits"]["train"]["row_groups"]
     assert found["score"]["size"] == store.manifest("scores_v1", DATE, "").rows
-    took = dict(stages["stages"])
+    took = {name: seconds for name, seconds, _ in stages["stages"]}
     for name in ("vocabulary", "sequences", "train", "score"):  # the same sizes on the same cores
-        assert found[name]["seconds"] == pytest.approx(took[name], abs=3.0)
+        assert found[name]["seconds"] == pytest.approx(took[name], abs=0.1)
+    shuffled = {name: n_bytes for name, _, n_bytes in stages["stages"]}
+    assert shuffled["sequences"] > 0
+    assert found["sequences"]["shuffle_mib"] == round(shuffled["sequences"] / 2**20)
 
     log = ("--source", "simulated", "--input", str(root / "raw"), "--bootstrap")
     first = {stage["name"]: stage for stage in json.loads(run("jobs.plan", *arguments, *log).stdout)["stages"]}
