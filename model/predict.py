@@ -37,6 +37,9 @@ Floats = NDArray[np.float32]
 _KINDS = (c.ITEM, c.CATEGORY)
 _HELD = (c.ITEM, c.ACTION_CODE)  # channels that the mode of repeating reads
 
+# Each predictor traces its functions once; TensorFlow counts those of several as one function that is traced often.
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in str(record.msg))
+
 
 class Top(NamedTuple):
     """The K likeliest ids of each row, falling by probability; ties by smaller id. [n, K] each.
