@@ -73,8 +73,16 @@ cluster-up: setup ## A Spark cluster of two workers on this machine; FLAGS='--wo
 cluster-down: setup ## End that cluster with everything it started
 	@$(py) -m deploy.cluster down
 
+# Tests that keep one core busy each run two at a time; the others start Spark and ranks, which take all cores.
+side_by_side := tests/unit tests/model
+
 test: setup ## All tests; TESTS=tests/spark/test_events.py for some of them
+ifeq ($(TESTS),tests)
+	@$(py) -m pytest -n 2 --dist loadscope $(side_by_side)
+	@$(py) -m pytest $(addprefix --ignore=,$(side_by_side)) tests
+else
 	@$(py) -m pytest $(TESTS)
+endif
 
 report-test: setup ## The report in headless Chromium (installed by apt where we are root); screenshots in out/report-test
 	@if [ ! -x /usr/bin/chromium ]; then \

@@ -41,7 +41,6 @@ def main(bundle: str, sequences: str, threads: int, n_users: int) -> dict[str, f
     def scored(channels: dict[str, np.ndarray], lengths: np.ndarray, next_gap: np.ndarray) -> None:
         state = np.zeros((len(lengths), predictor.state_floats), np.float32)
         state = predictor.advance(channels, lengths, state)
-        predictor.future_of(state, channels[c.HOUR][:, 0], np.zeros(len(state), np.int64))
         predictor.top_of(state, next_gap, channels, lengths, spec.top_k_items, spec.interest_depth)
 
     seconds, left = 0.0, n_users

@@ -3,7 +3,7 @@
 A user's events are a function of user and number, so a row of any day is made without a history. Letters: n users.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from jobs.bucket_files import write_sequences
 from jobs.settings import Settings
 from jobs.store import Lineage, Store
 from model.bundle import Bundle, Reports, save_bundle
-from model.spec import HEADS, Sizes
+from model.spec import Sizes
 
 DAY, NIGHT = date(2024, 3, 1), date(2024, 3, 2)
 N_CATEGORIES = 500
@@ -134,8 +134,9 @@ def write_bundle(
     counts: dict[str, list[int]],
     vocabulary: str,
     settings: Settings,
+    heads: Sequence[str] = (),
 ) -> str:
-    """The bundle of a day for a vocabulary of that hash, with all heads and random weights → its path."""
+    """The bundle of a day for a vocabulary of that hash, with these heads and random weights → its path."""
     from model.network import Network
 
     spec, edges_s = settings.network, settings.sequences.gap_edges_s
@@ -149,7 +150,7 @@ def write_bundle(
         gap_edges_s=edges_s,
         horizons_days=settings.sequences.horizons_days,
     )
-    weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1, heads=HEADS).weights.items()}
+    weights = {name: weight.numpy() for name, weight in Network(spec, sizes, seed=1, heads=heads).weights.items()}
     made = Bundle(spec, sizes, edges_s, tokens, counts, weights, "", "-", vocabulary, "-")
     path = str(root / "bundle" / f"dt={day}")
     save_bundle(path, str(day), made, Reports("", {}, []))

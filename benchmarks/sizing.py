@@ -39,6 +39,7 @@ from jobs.stage_times import StageRun, write_stages
 from jobs.store import Store
 from jobs.vocabulary import build_vocabulary
 from model.bundle import vocabulary_lists
+from model.spec import HEADS
 
 STAGES = ("sessionize", "vocabulary", "sequences", "score")
 _MIB = 1 << 20
@@ -87,7 +88,7 @@ def run(spark: SparkSession, settings: Settings, log: Path, root: Path, first: d
         if stage == "score":
             tokens, counts = vocabulary_lists(pq.read_table(store.path(VOCABULARY.name, last)))
             found = store.check(VOCABULARY, last, "jobs/vocabulary.py").hash
-            write_bundle(root, last, tokens, counts, found, settings)
+            write_bundle(root, last, tokens, counts, found, settings, HEADS)
         with watch.over(stage):
             work()
     return watch

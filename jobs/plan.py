@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
-from math import ceil
+from math import ceil, sqrt
 
 from features.contracts import OPEN_SESSIONS, SEQUENCES, TRAINING_SEQUENCES
 from features.partitions import EVENT_GROWTH, partitions_for, plan_row_groups, power_of_two
@@ -28,7 +28,7 @@ from jobs.store import Manifest, Store
 
 STAGES = ("sessionize", "vocabulary", "sequences", "train", "score")
 # Of a stage whatever its size, seconds: Spark plans, Python workers and TensorFlow start, the JVM compiles.
-FIXED_S = {"sessionize": 9.0, "vocabulary": 3.0, "sequences": 5.0, "train": 12.0, "score": 12.0}
+FIXED_S = {"sessionize": 12.0, "vocabulary": 5.0, "sequences": 5.0, "train": 12.0, "score": 12.0}
 # Core-seconds for a million of what `_Sizes.of` counts; of training for one epoch. Rough, for orders of magnitude: only
 # that of sessionize comes from a measurement of its size (docs/performance.md).
 REFERENCE = {"sessionize": 2.8, "vocabulary": 1.0, "sequences": 5.0, "train": 600.0, "score": 300.0}
@@ -36,11 +36,12 @@ REFERENCE = {"sessionize": 2.8, "vocabulary": 1.0, "sequences": 5.0, "train": 60
 _MIB = 1 << 20
 _PACKED = 0.5  # of the bytes of Spark's rows, after LZ4 in a shuffle
 _HELD = 6  # a partition in memory against its size on the way in (conf/base.yaml: sessions.partition_mib)
+_ENCODED_HELD = 2.5  # the same of encoded events
 _SESSION_BYTES = 20  # of an event in sessions_v1, where no earlier day tells
 _ENCODED_BYTES = 48  # of an encoded event as Spark's row, with its user
 _SCORED_BYTES = 4096  # of a user while it is scored (conf/base.yaml: scoring.bucket_users)
 _PYTHON_MIB = 200  # a Python worker with its libraries, before it holds any rows
-_MODEL_MIB = 700  # a Python worker with TensorFlow and a model of the default size
+_MODEL_MIB = 800  # a Python worker with TensorFlow and a model of the default size
 _JVM_MIB = 1024  # heap of an executor for each of its cores
 _EXECUTOR_CORES = 4
 _MORE_USERS = 0.4  # users grow like events to this power: 0.36 to 0.42 in a year of Deskdrop, 0.3 in a simulated log
@@ -114,7 +115,7 @@ def plan(settings: Settings, arguments: argparse.Namespace, stages: Sequence[str
     notes = []
     if sizes.users is None:
         notes.append("users and windows are known after the first run; until then no size for training and scores")
-    planned = tuple(_stage(name, sizes, settings, cores, _Past.of(name, times, then)) for name in stages)
+    planned = tuple(_stage(name, sizes, settings, cores, _Past.of(name, sizes, times, then)) for name in stages)
     groups = None
     if sizes.windows:
         spec = settings.sequences
@@ -184,17 +185,29 @@ def _sizes(store: Store, day: str | None, log: LogSize | None, files: Mapping[st
 
 @dataclass(frozen=True)
 class _Past:
-    """A stage as it went on so many cores, and the size that it had."""
+    """A stage as it went on so many cores, and by how much its work and what it shuffles have grown since then."""
 
     run: StageRun
     cores: int
-    size: int
+    grown: float
+    bytes_grown: float
 
     @classmethod
-    def of(cls, name: str, times: StageTimes | None, then: _Sizes | None) -> "_Past | None":
-        """None where no run left it."""
-        size = then.of(name) if then else None
-        return cls(times.stages[name], times.cores, size) if times and size and name in times.stages else None
+    def of(cls, name: str, sizes: _Sizes, times: StageTimes | None, then: _Sizes | None) -> "_Past | None":
+        """None where no run left it.
+
+        Sequences are rows of users that hold events, scores start from such rows: where one has grown more than the
+        other, the work of the first and the bytes of the second have grown between the two, by their geometric mean.
+        """
+        before, now = (of.of(name) if of else None for of in (then, sizes))
+        if times is None or then is None or name not in times.stages or not before or not now:
+            return None
+        grown = now / before
+        both = grown
+        if then.users and sizes.users and then.events:
+            both = sqrt(sizes.users / then.users * sizes.events / then.events)
+        work = both if name == "sequences" else grown
+        return cls(times.stages[name], times.cores, work, both if name == "score" else grown)
 
 
 def _seconds(name: str, size: int, settings: Settings, cores: int, past: _Past | None) -> float:
@@ -202,7 +215,7 @@ def _seconds(name: str, size: int, settings: Settings, cores: int, past: _Past |
     fixed = FIXED_S[name]
     if past:
         fixed = min(fixed, past.run.seconds)
-        return fixed + (past.run.seconds - fixed) * size / past.size * past.cores / cores
+        return fixed + (past.run.seconds - fixed) * past.grown * past.cores / cores
     passes = settings.training.max_epochs if name == "train" else 1
     return fixed + REFERENCE[name] * size * passes / 1e6 / cores
 
@@ -219,7 +232,7 @@ def _stage(name: str, sizes: _Sizes, settings: Settings, cores: int, past: _Past
     elif name == "sequences":
         held = sizes.session_bytes * EVENT_GROWTH
         tasks = partitions_for(held, settings.sequences.partition_mib, cores)
-        shuffled, task_bytes = size * _ENCODED_BYTES * _PACKED, _PYTHON_MIB * _MIB + _HELD * held // tasks
+        shuffled, task_bytes = size * _ENCODED_BYTES * _PACKED, _PYTHON_MIB * _MIB + round(_ENCODED_HELD * held / tasks)
     elif name == "train":
         tasks, task_bytes = 1, _MODEL_MIB * _MIB
     elif name == "score":
@@ -227,7 +240,7 @@ def _stage(name: str, sizes: _Sizes, settings: Settings, cores: int, past: _Past
         shuffled = size * window_bytes(settings.sequences) * _PACKED
         task_bytes = _MODEL_MIB * _MIB + ceil(size / tasks) * _SCORED_BYTES
     if past and past.run.shuffled_bytes is not None:
-        shuffled = past.run.shuffled_bytes * size / past.size
+        shuffled = past.run.shuffled_bytes * past.bytes_grown
     seconds = _seconds(name, size, settings, cores, past)
     return StagePlan(name, size, unit, tasks, round(shuffled / _MIB), ceil(task_bytes / _MIB), seconds)
 

@@ -12,8 +12,8 @@ SMALLER = ["simulation.users=1500", "training.max_epochs=5", "evaluation.n_boots
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Root of a finished demo, and what it printed for people."""
-    root = tmp_path_factory.mktemp("demo") / "out"
+    """Root of a finished demo, and what it printed for people. INTEREST_DEMO: where it is made, and stays."""
+    root = Path(os.environ.get("INTEREST_DEMO") or tmp_path_factory.mktemp("demo") / "out").resolve()
     done = run("jobs.run", "--demo", "--root", str(root), *(part for text in SMALLER for part in ("--set", text)))
     assert done.returncode == 0, done.stderr[-3000:]
     return root, done.stdout

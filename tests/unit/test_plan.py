@@ -130,11 +130,23 @@ def test_ten_times_the_size_on_four_times_the_cores() -> None:
 
     fixed, name = planning.FIXED_S["sessionize"], "sessionize"
     times = StageTimes("2024-05-01", 2, {name: StageRun(name, fixed + 40, 3 << 20)})
-    past = planning._Past.of(name, times, sizes(1_000))
+    past = planning._Past.of(name, sizes(10_000), times, sizes(1_000))
     found = planning._stage(name, sizes(10_000), load_settings(), 8, past)
     assert found.seconds == pytest.approx(fixed + 40 * 10 / 4)
     assert found.shuffle_mib == 30
-    assert planning._Past.of("vocabulary", times, sizes(1_000)) is None
+    assert planning._Past.of("vocabulary", sizes(10_000), times, sizes(1_000)) is None
+
+
+def test_rows_of_users_with_more_events_each_grow_between_the_two() -> None:
+    names = ("sequences", "score")
+    times = StageTimes("2024-05-01", 2, {name: StageRun(name, 100.0, 100) for name in names})
+    then = planning._Sizes(None, 0, 0, 1_000, 0, 10, None)
+    now = planning._Sizes(None, 0, 0, 8_000, 0, 20, None)  # eight times the events of twice the users
+    found = {name: planning._Past.of(name, now, times, then) for name in names}
+    assert {name: past and (past.grown, past.bytes_grown) for name, past in found.items()} == {
+        "sequences": (4.0, 8.0),
+        "score": (2.0, 4.0),
+    }
 
 
 def test_a_jobs_own_flag_is_the_same_plan(tmp_path: Path) -> None:
