@@ -31,7 +31,8 @@ from model.errors import ModelError
 START_TIMEOUT_S = 300  # for every rank to get a slot of the cluster, executors that are started on demand included
 _POLL_S = 1.0  # seconds between two looks at the tasks
 _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the run is interrupted
-_LAST_WORDS_S = 3.0  # what a lost rank printed comes by a thread of its own, after the news of its end
+# What ranks printed comes by threads of their own, after the news of an end: at least, for all to speak, and at most.
+_LAST_WORDS_S = (3.0, 10.0)
 _GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another
 _RANK = "HOROVOD_RANK"
 _PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
@@ -96,10 +97,10 @@ def run_in_executors(
                 "executors, lower --ranks, or wait longer with --start-timeout."
             ) from error
         except _LostError as error:
-            time.sleep(_LAST_WORDS_S)
+            explanation = noise.last_words(*_LAST_WORDS_S)
             if debug:
                 noise.show()
-            raise noise.explanation() from error
+            raise explanation from error
     found = error_of(report["error"] for report in reports if "error" in report)
     if found is not None:
         raise found
@@ -304,8 +305,19 @@ class _Noise:
         """Print them."""
         print(*self._lines, sep="\n", file=sys.stderr)
 
-    def explanation(self) -> Exception:
-        """Why a rank ended without a report: what Gloo or a stack trace says last, else it is simply gone."""
+    def last_words(self, least_s: float, most_s: float) -> Exception:
+        """Why a rank ended without a report: what is said within some seconds, else that it is simply gone."""
+        until = time.monotonic() + most_s
+        time.sleep(least_s)
+        while (said := self._explanation()) is None and time.monotonic() < until:
+            time.sleep(_POLL_S / 4)
+        return said or ModelError(
+            "Training stopped because a rank is gone (killed, out of memory, or its executor). Start it again: it goes "
+            "on from the latest checkpoint."
+        )
+
+    def _explanation(self) -> Exception | None:
+        """What Gloo or a stack trace says last."""
         lines = list(self._lines)
         for match in filter(None, map(_NAMELESS.search, lines)):
             return ModelError(
@@ -316,7 +328,4 @@ class _Noise:
         if any("Traceback (most recent call last)" in line for line in lines):
             for match in filter(None, map(_PYTHON_ERROR.search, reversed(lines))):
                 return RuntimeError(f"A rank in Spark's executors broke off: {match[1][:500]}")
-        return ModelError(
-            "Training stopped because a rank is gone (killed, out of memory, or its executor). Start it again: it goes "
-            "on from the latest checkpoint."
-        )
+        return None

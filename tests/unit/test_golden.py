@@ -27,6 +27,7 @@ JOBS = (
     "simulate",
     "train",
     "vocabulary",
+    "week",
 )
 
 
