@@ -50,7 +50,6 @@ EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION = "evaluate", "gate", "score",
 STEPS = (SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN, EVALUATE, GATE, SCORE, PUBLISH, REPORT, RETENTION)
 ACCEPTABLE = (*INPUT_CHECKS, GATE, SCORES_CHECK)  # checks that a run may pass over
 METRICS = "metrics.json"
-NOT_DUE = "not due"  # what metrics say of a night's training
 
 
 class Night:
@@ -108,7 +107,7 @@ class Night:
             return
         facts = self._input()
         why = self._training_due(facts)
-        self.metrics["training"] = why or NOT_DUE
+        self.metrics["training"] = why or "not due"
         if ends(INPUT):
             return
         self._encode(why, ends(NUMBER))

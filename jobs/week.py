@@ -14,7 +14,7 @@ from features.contracts import SCORES, ContractError
 from features.states import CARRIED
 from jobs import nightly
 from jobs.cli import run_job, say, show, stage_parser
-from jobs.night import NOT_DUE, REPORT, Night
+from jobs.night import REPORT, TRAIN, Night
 from jobs.published import read_pointer
 from jobs.report import HTML
 from jobs.root_lock import exclusive
@@ -99,7 +99,7 @@ def in_words(nights: Sequence[dict[str, Any]], store: Store) -> str:
         dt, released = metrics["date"], metrics.get("published") or {}
         scored = read_json(store, f"{store.path(SCORES.name, dt)}/{MANIFEST}")
         users, carried = (f"{scored['rows']:,}", f"{scored['counters'][CARRIED]:,}") if scored else ("–", "–")
-        trained = "no" if metrics.get("training") == NOT_DUE else "yes"
+        trained = "yes" if any(step["name"] == TRAIN for step in metrics["steps"]) else "no"
         model = str(released.get("model_version", "–"))
         rows.append((dt, users, carried, trained, model, f"{metrics['seconds']:.0f} s", metrics["outcome"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -26,7 +26,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
         def __init__(self, arguments: Any, _accepted: frozenset[str], first: date) -> None:
             often = load_settings(arguments.conf, arguments.set).nightly.train_every_days
             asked.append((str(arguments.date), str(first), arguments.bootstrap, often))
-            self.metrics = {"date": str(arguments.date), "training": "not due", "seconds": 1.0, "outcome": "done"}
+            steps = [{"name": "train"}] if arguments.bootstrap else []
+            self.metrics = {"date": str(arguments.date), "steps": steps, "seconds": 1.0, "outcome": "done"}
 
         def go(self) -> None:
             if len(asked) == 2:
@@ -63,7 +64,11 @@ def test_a_night_that_stops_does_not_keep_the_next_from_its_turn(
         ("2024-06-30", "2024-06-30", False, 3),
     ]
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["2024-06-28", "2024-06-29", "2024-06-30"]
+    assert [line.split()[:1] + line.split()[3:4] + line.split()[-1:] for line in out.splitlines()[2:]] == [
+        ["2024-06-28", "yes", "done"],
+        ["2024-06-29", "no", "stopped"],
+        ["2024-06-30", "no", "done"],
+    ]
     assert "half of the log is missing" in err
     assert "The night of 2024-06-29 stopped" in " ".join(err.split())
 
