@@ -26,8 +26,8 @@ from jobs.steps import NIGHTLY, read_json
 from jobs.store import MANIFEST, Store
 from jobs.terminal import BOLD, paint
 
-# Trained on the first night, the fourth and the seventh.
-_OFTEN = "nightly.train_every_days=3"
+# Trained on the first night, the fourth and the seventh; the reports come without their images, which take longest.
+_OF_A_DEMO = ("nightly.train_every_days=3", "report.images=false")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the root holds nights of another log, or there are more nights than days.
         ContractError: at least one night stopped, or kept the model before; all the others were still run.
     """
-    overlays, given = [str(DEMO_CONF), *arguments.conf], [_OFTEN, *arguments.set]
+    overlays, given = [str(DEMO_CONF), *arguments.conf], [*_OF_A_DEMO, *arguments.set]
     settings, store = load_settings(overlays, given), Store(arguments.root)
     last: date = arguments.date or DEMO_DATE
     if not 1 <= arguments.nights < settings.simulation.days:

@@ -1,6 +1,5 @@
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,28 +15,19 @@ from jobs.settings import load_settings
 from jobs.simulate import RAW, simulate
 from jobs.train import launch
 from jobs.vocabulary import build_vocabulary
-from tests.cluster.submits import DAY, FIRST, SMALL, Site
-
-_FIRST_S, _EACH_S = 480, 120  # what the fixtures with the first test and a test take at most, on a busy machine
+from tests.cluster.submits import DAY, FIRST, SMALL, Site, skip_unless_left
 
 
 @pytest.fixture(scope="session", autouse=True)
-def room_for_a_cluster() -> None:
-    """Where INTEREST_UNTIL, in seconds since 1970, leaves no time even for the beginning, say so."""
-    _skip_unless_left(_FIRST_S)
+def time_to_begin() -> None:
+    """For the environment, the cluster, the run without a cluster and a first test."""
+    skip_unless_left(200)
 
 
 @pytest.fixture(autouse=True)
-def time_left(room_for_a_cluster: None) -> None:  # noqa: ARG001
-    """No test begins that may not end before INTEREST_UNTIL."""
-    _skip_unless_left(_EACH_S)
-
-
-def _skip_unless_left(wanted_s: float) -> None:
-    until = os.environ.get("INTEREST_UNTIL")
-    left_s = float(until) - time.time() if until else wanted_s
-    if left_s < wanted_s:
-        pytest.skip(f"{max(0, left_s):.0f} s are left until INTEREST_UNTIL; {wanted_s} s may be needed")
+def time_left(time_to_begin: None) -> None:  # noqa: ARG001
+    """For one more test, on a busy machine."""
+    skip_unless_left(120)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 
 from deploy.cluster import Cluster, down, read, spark_home
 from deploy.package import CODE, ENVIRONMENT
@@ -143,6 +145,26 @@ class Driver:
             for one in (*process.children(recursive=True), process):
                 one.kill()
             self.process.wait()
+
+
+def skip_unless_left(wanted_s: int) -> None:
+    """Skip, and say so, where INTEREST_UNTIL (seconds since 1970) comes sooner than that."""
+    until = os.environ.get("INTEREST_UNTIL")
+    if until and (left_s := float(until) - time.time()) < wanted_s:
+        pytest.skip(f"INTEREST_UNTIL comes in {left_s:.0f} s; {wanted_s} s may be needed")
+
+
+def as_root(*command: object) -> None:
+    """Run what only root may; skip where the kernel refuses even root, as in many containers.
+
+    Raises:
+        RuntimeError: it failed for another reason.
+    """
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if re.search("not permitted|permission denied", done.stderr, re.IGNORECASE):
+        pytest.skip(f"{command[0]}: {done.stderr.strip()}")
+    if done.returncode != 0:
+        raise RuntimeError(f"{command}: {done.stderr}")
 
 
 def wait_for(what: str, found: Callable[[], Any], driver: Driver | None = None) -> Any:

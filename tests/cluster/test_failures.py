@@ -17,6 +17,7 @@ from tests.cluster.submits import (
     DAY,
     SCORED,
     Site,
+    as_root,
     copy_without,
     counters,
     is_published,
@@ -142,7 +143,7 @@ def test_a_full_disk_ends_the_job_loudly(site: Site, local_root: Path, tmp_path:
     small = Site(folder, site.dist, site.unpacked)
     root = copy_without(local_root, tmp_path / "root", *CUT)
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SCRATCH_KIB}k", "tmpfs", scratch], check=True)
+        as_root("mount", "-t", "tmpfs", "-o", f"size={_SCRATCH_KIB}k", "tmpfs", scratch)
         cluster.add_worker(found, "worker-1", 1, 1024)
         said = small.submit("sessionize", root, *log_of(local_root)).finished(code=1)
     finally:

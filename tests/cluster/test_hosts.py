@@ -18,7 +18,18 @@ import pytest
 
 from deploy import cluster
 from features.contracts import SESSIONS
-from tests.cluster.submits import CUT, DAY, Site, copy_without, is_published, log_of, rows, wait_for
+from tests.cluster.submits import (
+    CUT,
+    DAY,
+    Site,
+    as_root,
+    copy_without,
+    is_published,
+    log_of,
+    rows,
+    skip_unless_left,
+    wait_for,
+)
 
 pytestmark = [
     pytest.mark.skipif(
@@ -32,22 +43,23 @@ _ETC = Path("/etc/netns")
 
 
 def ip(text: str) -> None:
-    subprocess.run(["ip", *text.split()], check=True, capture_output=True)
+    as_root("ip", *text.split())
 
 
 @pytest.fixture(scope="module")
 def links() -> Iterator[None]:
     """The bridge and a namespace for each host, which knows its name; what an earlier run left is replaced."""
+    removals = [*(f"netns del {name}" for name in _HOSTS), f"link del {_BRIDGE}"]
+    for removal in removals:
+        subprocess.run(["ip", *removal.split()], check=False, capture_output=True)
     with ExitStack() as undone:
-        for name in (*_HOSTS, None):
-            command = f"netns del {name}" if name else f"link del {_BRIDGE}"
-            subprocess.run(["ip", *command.split()], check=False, capture_output=True)
-            undone.callback(subprocess.run, ["ip", *command.split()], check=True, capture_output=True)
         ip(f"link add {_BRIDGE} type bridge")
+        undone.callback(ip, removals[-1])
         ip(f"addr add {_HERE}/24 dev {_BRIDGE}")
         ip(f"link set {_BRIDGE} up")
         for name, address in _HOSTS.items():
             ip(f"netns add {name}")
+            undone.callback(ip, f"netns del {name}")
             ip(f"link add {name} type veth peer name eth0 netns {name}")
             ip(f"link set {name} master {_BRIDGE} up")
             ip(f"-n {name} addr add {address}/24 dev eth0")
@@ -63,6 +75,7 @@ def links() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def hosts(links: None, site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:  # noqa: ARG001
     """A cluster over these links; the environment is the one that `site` unpacked."""
+    skip_unless_left(180)
     folder = tmp_path_factory.mktemp("hosts")
     found = cluster.up(folder, workers=0, host=_HERE)
     made = Site(folder, site.dist, site.unpacked, _HERE)

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from features.contracts import OPEN_SESSIONS, SCORES, SEQUENCES, SESSIONS, TRAINING_SEQUENCES, VOCABULARY
-from tests.cluster.submits import Site, is_published, log_of, rows, wait_for
+from tests.cluster.submits import Site, is_published, log_of, rows, skip_unless_left, wait_for
 
 
 @pytest.fixture(scope="module")
 def cluster_root(site: Site, local_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages one after the other, each a driver of its own, on the archive as it was unpacked once."""
+    skip_unless_left(300)
     root = tmp_path_factory.mktemp("root")
     site.run("sessionize", root, *log_of(local_root))
     site.run("vocabulary", root)
