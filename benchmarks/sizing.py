@@ -34,7 +34,7 @@ from jobs.score import score
 from jobs.sequences import build_sequences
 from jobs.sessionize import sessionize
 from jobs.settings import Settings, load_settings
-from jobs.spark import shuffled_bytes, spark_session
+from jobs.spark import last_stage, shuffled_bytes, spark_session
 from jobs.stage_times import StageRun, write_stages
 from jobs.store import Store
 from jobs.vocabulary import build_vocabulary
@@ -56,7 +56,7 @@ class Watch:
     @contextmanager
     def over(self, stage: str, every_s: float = 0.1) -> Iterator[None]:
         """Watch while a stage runs."""
-        done, began, before, peak = threading.Event(), time.time(), shuffled_bytes(), 0
+        done, began, before, peak = threading.Event(), time.time(), last_stage(), 0
 
         def sample() -> None:
             nonlocal peak
@@ -71,7 +71,7 @@ class Watch:
             done.set()
             sampler.join()
             self.spans[stage] = (began, time.time())
-            self.runs.append(StageRun(stage, time.time() - began, shuffled_bytes() - before))
+            self.runs.append(StageRun(stage, time.time() - began, shuffled_bytes(before)))
             self.peak_mib[stage] = peak / _MIB
 
 

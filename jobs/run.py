@@ -39,7 +39,7 @@ from jobs.report import report
 from jobs.root_lock import exclusive
 from jobs.settings import CONF_DIR, Settings, UsageError, load_settings
 from jobs.simulate import RAW, simulate
-from jobs.spark import shuffled_bytes, spark_session
+from jobs.spark import last_stage, shuffled_bytes, spark_session
 from jobs.stage_times import StageRun, write_stages
 from jobs.store import Store
 from jobs.terminal import BOLD, paint
@@ -70,9 +70,9 @@ class Stages:
         begin_stage(name)
         label = paint(f"[{self._done}/{self._n_stages}] {name}", BOLD, sys.stderr)
         say(f"{label}: {what} …")
-        started, before = time.monotonic(), shuffled_bytes()
+        started, before = time.monotonic(), last_stage()
         result = work()
-        self.runs.append(StageRun(name, time.monotonic() - started, shuffled_bytes() - before))
+        self.runs.append(StageRun(name, time.monotonic() - started, shuffled_bytes(before)))
         say(f"{label}: {summary(result)} ({self.runs[-1].seconds:.1f} s)")
         return result
 

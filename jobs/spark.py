@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
@@ -97,17 +99,25 @@ def _observed() -> dict[str, str]:
     return found | ({_EVENT_LOG: "true", "spark.eventLog.dir": folder} if folder else {})
 
 
-def shuffled_bytes() -> int:
-    """What the tasks of this process' Spark wrote for each other so far, compressed; 0 without Spark."""
+def last_stage() -> int:
+    """The number of the newest stage of this process' Spark; -1 where there is none yet, or no Spark."""
+    return next((int(stage.stageId()) for stage in _stages()), -1)
+
+
+def shuffled_bytes(after: int) -> int:
+    """What the tasks of the stages after that one wrote for each other, compressed."""
+    return sum(int(stage.shuffleWriteBytes()) for stage in takewhile(lambda s: s.stageId() > after, _stages()))
+
+
+def _stages() -> Iterator[Any]:
+    """Stages, newest first. Each costs a call into the JVM when it is asked for: there may be a thousand."""
     context = SparkContext._active_spark_context
     if context is None or context._jsc is None or context._gateway is None or context._jvm is None:
-        return 0
+        return
     none = context._gateway.new_array(context._jvm.double, 0)
     stages = context._jsc.sc().statusStore().stageList(None, False, False, none, None).iterator()
-    total = 0
     while stages.hasNext():
-        total += int(stages.next().shuffleWriteBytes())
-    return total
+        yield stages.next()
 
 
 def hear_no_interrupts() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from features.contracts import Contract, ContractError
 from jobs.cli import say
 from jobs.observing import begin_stage
-from jobs.spark import shuffled_bytes
+from jobs.spark import last_stage, shuffled_bytes
 from jobs.store import MANIFEST, Store, code_version
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -62,7 +62,7 @@ class Steps:
         begin_stage(name)
         say(f"{self._dt} {name}: …")
         self.forget(f"{name}.json")
-        started, before = time.monotonic(), shuffled_bytes()
+        started, before = time.monotonic(), last_stage()
         try:
             said = work()
         except BaseException as error:
@@ -70,7 +70,7 @@ class Steps:
             raise
         seconds = round(time.monotonic() - started, 1)
         self.write(f"{name}.json", {"key": key, "outputs": self._identities(outputs), "said": said})
-        self.runs.append(StepRun(name, DONE, seconds, said, shuffled_bytes() - before))
+        self.runs.append(StepRun(name, DONE, seconds, said, shuffled_bytes(before)))
         say(f"{self._dt} {name}: {said} ({seconds:.1f} s)")
         return True
 
