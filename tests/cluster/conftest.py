@@ -25,7 +25,7 @@ def time_to_begin() -> None:
 
 
 @pytest.fixture(autouse=True)
-def time_left(time_to_begin: None) -> None:  # noqa: ARG001
+def time_left() -> None:
     """For one more test, on a busy machine."""
     skip_unless_left(120)
 

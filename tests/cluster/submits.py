@@ -29,8 +29,8 @@ SMALL = (
     "simulation.users=600", "simulation.days=35", "simulation.process.items=500", "network.units=24",
     "network.item_dim=16", "training.max_epochs=1", "training.batch_rows=16",
 )  # fmt: skip
-# Executors of one core and little heap: two workers and a driver share two cores.
 _JIT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # these JVMs live for seconds
+# Executors of one core and little heap: two workers and a driver share two cores.
 _SIZES = {
     "spark.executor.cores": "1",
     "spark.executor.memory": "700m",
