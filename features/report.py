@@ -66,36 +66,39 @@ def population_shares(steps: DataFrame, background: DataFrame) -> DataFrame:
     steps: as `interest_steps`. background: (category_id, share), unique, summing to 1; an interest that it does not
     hold has a background of 0.
     """
-    at_past = steps.where(F.col(STEP) == PAST).select(c.USER_ID, c.CATEGORY_ID, F.col(SHARE).alias("past"))
-    base = background.select(c.CATEGORY_ID, F.col(SHARE).alias("base"))
-    rows = (
-        steps.join(at_past, on=[c.USER_ID, c.CATEGORY_ID], how="inner")
-        .join(F.broadcast(base), on=c.CATEGORY_ID, how="left")
-        .withColumn("base", F.coalesce("base", F.lit(0.0)))
-        .withColumn("move", F.col(SHARE) - F.col("past"))
-    )
+    # Spread by user once, which serves both windows; a join for each sum would shuffle as often as there are sums.
+    past = F.max(F.when(F.col(STEP) == PAST, F.col(SHARE))).over(Window.partitionBy(c.USER_ID, c.CATEGORY_ID))
+    of_user = Window.partitionBy(c.USER_ID, STEP)
 
     def rest(share: str) -> Column:
         """What an unlisted category gets for each unit of its background."""
-        left = F.greatest(F.lit(1.0) - F.sum(share), F.lit(0.0))
-        room = F.lit(1.0) - F.sum("base")
+        left = F.greatest(F.lit(1.0) - F.sum(share).over(of_user), F.lit(0.0))
+        room = F.lit(1.0) - F.sum("base").over(of_user)
         return F.when(room > 1e-9, left / room).otherwise(F.lit(0.0))
 
-    per_user = rows.groupBy(c.USER_ID, STEP).agg(rest(SHARE).alias("w"), rest("past").alias("w_past"))
-    per_user = per_user.withColumn("dw", F.col("w") - F.col("w_past"))
-    every = per_user.groupBy(STEP).agg(
-        F.count(F.lit(1)).alias("n"),
-        *(F.sum(x).alias(f"all_{x}") for x in ("w", "dw")),
-        *(F.sum(F.col(x) * F.col(x)).alias(f"all_{x}2") for x in ("w", "dw")),
+    rows = (
+        steps.repartition(c.USER_ID)
+        .withColumn("past", past)
+        .where(F.col("past").isNotNull())
+        .join(F.broadcast(background.select(c.CATEGORY_ID, F.col(SHARE).alias("base"))), on=c.CATEGORY_ID, how="left")
+        .withColumn("base", F.coalesce("base", F.lit(0.0)))
+        .withColumn(MOVE, F.col(SHARE) - F.col("past"))
+        .withColumn("w", rest(SHARE))
+        .withColumn("dw", F.col("w") - rest("past"))
+        .withColumn("once", (F.row_number().over(of_user.orderBy(c.CATEGORY_ID)) == 1).cast("double"))
     )
-    with_rest = rows.join(per_user, on=[c.USER_ID, STEP], how="inner")
-    listed = with_rest.groupBy(c.CATEGORY_ID, STEP).agg(
+    listed = rows.groupBy(c.CATEGORY_ID, STEP).agg(
         F.first("base").alias("base"),
         F.count(F.lit(1)).alias(USERS),
         *(F.sum(x).alias(f"sum_{x}") for x in (SHARE, MOVE, "w", "dw")),
         *(F.sum(F.col(x) * F.col(x)).alias(f"sum_{x}2") for x in (SHARE, MOVE, "w", "dw")),
+        F.sum("once").alias("n"),
+        *(F.sum(F.col("once") * F.col(x)).alias(f"all_{x}") for x in ("w", "dw")),
+        *(F.sum(F.col("once") * F.col(x) * F.col(x)).alias(f"all_{x}2") for x in ("w", "dw")),
     )
-    joined = listed.join(F.broadcast(every), on=STEP, how="inner")
+    of_step = Window.partitionBy(STEP)  # each user counted once, in whichever category that was
+    every = ("n", "all_w", "all_dw", "all_w2", "all_dw2")
+    listed = listed.withColumns({name: F.sum(name).over(of_step) for name in every})
 
     def mean_and_half(mine: str, rest_of: str) -> tuple[Column, Column]:
         b, n = F.col("base"), F.col("n")
@@ -106,7 +109,7 @@ def population_shares(steps: DataFrame, background: DataFrame) -> DataFrame:
         return mean, F.lit(_Z) * F.sqrt(variance / n)
 
     (share, share_half), (move, move_half) = mean_and_half(SHARE, "w"), mean_and_half(MOVE, "dw")
-    return joined.select(
+    return listed.select(
         c.CATEGORY_ID, STEP, share.alias(SHARE), (share - share_half).alias("share_low"),
         (share + share_half).alias("share_high"), move.alias(MOVE), (move - move_half).alias("low"),
         (move + move_half).alias("high"), USERS,
@@ -117,23 +120,26 @@ def interest_flows(steps: DataFrame, route: Sequence[int], shown: Sequence[str])
     """(step, from, to, users): main interests of users, at each step of the route and at the one after it.
 
     A user's main interest at a step is the one of the greatest share, ties broken by name; OTHERS for those that are
-    not shown. step: where the flow starts. Users without an interest at the step after are left out there.
+    not shown. route: two steps or more. step: where the flow starts. Users without an interest at the step after are
+    left out there.
     """
-    order = Window.partitionBy(c.USER_ID, STEP).orderBy(F.desc(SHARE), c.CATEGORY_ID)
     name = F.when(F.col(c.CATEGORY_ID).isin(list(shown)), F.col(c.CATEGORY_ID)).otherwise(F.lit(OTHERS))
-    main = (
+    greatest = F.min(F.struct(-F.col(SHARE), c.CATEGORY_ID))[c.CATEGORY_ID]
+    mains = (
         steps.where(F.col(STEP).isin(list(route)))
-        .withColumn("_rank", F.row_number().over(order))
-        .where(F.col("_rank") == 1)
-        .select(c.USER_ID, STEP, name.alias("main"))
+        .groupBy(c.USER_ID, STEP)
+        .agg(greatest.alias(c.CATEGORY_ID))
+        .groupBy(c.USER_ID)
+        .agg(F.map_from_entries(F.collect_list(F.struct(STEP, name))).alias("main"))
     )
-    after = dict(pairwise(route))
-    pairs = F.create_map(*(F.lit(x) for pair in after.items() for x in pair)) if after else F.lit(None)
-    starts = main.where(F.col(STEP).isin(list(after))).select(
-        c.USER_ID, F.col(STEP).alias("_at"), pairs[F.col(STEP)].alias(STEP), F.col("main").alias(FROM)
-    )
-    flows = starts.join(main.withColumnRenamed("main", TO), on=[c.USER_ID, STEP], how="inner")
-    return flows.groupBy(F.col("_at").alias(STEP), FROM, TO).agg(F.count(F.lit(1)).alias(USERS))
+
+    def flow(at: int, after: int) -> Column:
+        main = F.col("main")
+        return F.struct(F.lit(at).alias(STEP), main[F.lit(at)].alias(FROM), main[F.lit(after)].alias(TO))
+
+    flows = mains.select(F.inline(F.array(*(flow(at, after) for at, after in pairwise(route)))))
+    known = flows.where(F.col(FROM).isNotNull() & F.col(TO).isNotNull())
+    return known.groupBy(STEP, FROM, TO).agg(F.count(F.lit(1)).alias(USERS))
 
 
 def weekly_shares(events: DataFrame) -> DataFrame:
@@ -144,11 +150,16 @@ def weekly_shares(events: DataFrame) -> DataFrame:
     week = F.to_date(F.date_trunc("week", c.EVENT_TIME))
     known = events.where(F.col(c.CATEGORY_ID).isNotNull()).withColumn(WEEK, week)
     mine = known.groupBy(WEEK, c.USER_ID, c.CATEGORY_ID).count()
-    totals = mine.groupBy(WEEK, c.USER_ID).agg(F.sum("count").alias("all"))
-    active = totals.groupBy(WEEK).agg(F.count(F.lit(1)).alias("active"))
-    shares = mine.join(totals, on=[WEEK, c.USER_ID], how="inner").join(active, on=WEEK, how="inner")
-    share = F.sum(F.col("count") / F.col("all")) / F.first("active")
-    return shares.groupBy(WEEK, c.CATEGORY_ID).agg(share.alias(SHARE), F.sum("count").alias(c.EVENTS))
+    one = F.struct(c.CATEGORY_ID, F.col("count").alias(c.EVENTS))
+    users = mine.groupBy(WEEK, c.USER_ID).agg(F.collect_list(one).alias("of"), F.sum("count").alias("all"))
+    rows = users.select(WEEK, "all", F.posexplode("of").alias("place", "one")).select(WEEK, "all", "place", "one.*")
+    sums = rows.groupBy(WEEK, c.CATEGORY_ID).agg(
+        F.sum(F.col(c.EVENTS) / F.col("all")).alias("sum"),
+        F.sum(c.EVENTS).alias(c.EVENTS),
+        F.sum((F.col("place") == 0).cast("long")).alias(USERS),  # each user once, in whichever category
+    )
+    active = F.sum(USERS).over(Window.partitionBy(WEEK))
+    return sums.select(WEEK, c.CATEGORY_ID, (F.col("sum") / active).alias(SHARE), c.EVENTS)
 
 
 def hour_counts(events: DataFrame) -> DataFrame:
