@@ -84,7 +84,7 @@ class Predictor:
         length = bundle.sizes.length
         shapes = {name: [None, length] for name in c.CHANNELS} | {c.LENGTH: [None], c.NEXT_GAP: [None]}
         rows = {name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
-        self._probabilities = tf.function(self._probabilities_graph, input_signature=[rows])
+        self._probabilities = tf.function(self._probabilities_graph, input_signature=[rows], autograph=False)
         events = {name: tf.TensorSpec([None, None], tf.int32) for name in c.CHANNELS}
         state, codes, number = (
             tf.TensorSpec(shape, kind)

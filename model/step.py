@@ -99,10 +99,11 @@ class Steps:
         self._n_parts = 1 if tf.config.list_physical_devices("GPU") else threads_in_use()
         rows = {name: tf.TensorSpec([None] if name in SCALARS else [None, None], tf.int32) for name in COLUMNS}
         seed, number, rate = tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.float32)
-        self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate])
-        self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed])
+        self._train = tf.function(self._train_graph, input_signature=[rows, seed, number, rate], autograph=False)
+        self._gradients = tf.function(self._gradient_graph, input_signature=[rows, seed], autograph=False)
+        self._of_part = tf.function(self._part_gradients, autograph=False)  # built once, whatever the number of parts
         self._apply: Any = None  # made when the first gradients tell which of them are sparse
-        self._validate = tf.function(self._validate_graph, input_signature=[rows, number])
+        self._validate = tf.function(self._validate_graph, input_signature=[rows, number], autograph=False)
 
     def train(self, batches: Sequence[StreamBatch], step: int, learning_rate: float) -> TrainSums:
         """Move the weights once, the same on every rank, by all ranks' gradients together. step: 1 for the first."""
@@ -117,7 +118,7 @@ class Steps:
                     [_any_rows(gradient) for gradient in gradients],
                     *map(tf.type_spec_from_value, (sums, number, rate)),
                 )
-                self._apply = tf.function(self._apply_graph, input_signature=specs)
+                self._apply = tf.function(self._apply_graph, input_signature=specs, autograph=False)
             sums = self._apply(gradients, sums, number, rate)
         return TrainSums(*sums.numpy().tolist())
 
@@ -157,9 +158,7 @@ class Steps:
         }
         if self._network.repeats:
             negatives = {kind: distinct(drawn) if drawn else None for kind, drawn in negatives.items()}
-        parts = [
-            self._part_gradients(part, first_row, seed, negatives) for first_row, part in _parts(batch, self._n_parts)
-        ]
+        parts = [self._of_part(part, first_row, seed, negatives) for first_row, part in _parts(batch, self._n_parts)]
         gradients = [added(each) for each in zip(*(found for found, _ in parts), strict=True)]
         return gradients, tf.add_n([sums for _, sums in parts])
 

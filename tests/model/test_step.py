@@ -32,6 +32,7 @@ def _moved(n_parts: int, monkeypatch: pytest.MonkeyPatch, training: dict[str, An
     batch = tables.ruled_rows(11, seed=5)
     for number in (1, 2):
         steps.train([StreamBatch(0, number, batch)], number, 0.01)
+    assert steps._of_part.experimental_get_tracing_count() == 1
     return _values(network)
 
 
@@ -91,9 +92,8 @@ def test_targets_weigh_by_the_action_of_their_event(monkeypatch: pytest.MonkeyPa
     assert weighted.positions == plain.positions
 
 
-def test_penalties_pull_the_kernels_in_and_nothing_else(monkeypatch: pytest.MonkeyPatch):
+def test_penalties_pull_the_kernels_in_and_nothing_else():
     """A penalty far above the loss: Adam's first step then is the learning rate, towards 0."""
-    monkeypatch.setattr(step, "threads_in_use", lambda: 1)
     network = Network(tables.NETWORK, tables.SIZES, seed=3)
     training = tables.TRAINING.model_copy(update={"l1": 1e4, "l2": 1e4, "clip_norm": 1e9})
     before = {name: weight.numpy() for name, weight in network.weights.items()}
@@ -105,9 +105,8 @@ def test_penalties_pull_the_kernels_in_and_nothing_else(monkeypatch: pytest.Monk
     assert sizes[1] == pytest.approx(sizes[0], abs=0.2)
 
 
-def test_averages_take_in_the_weights_after_they_moved(monkeypatch: pytest.MonkeyPatch):
+def test_averages_take_in_the_weights_after_they_moved():
     """After one step the average is the weight itself; for rows of a sparse gradient, and those it left alone, too."""
-    monkeypatch.setattr(step, "threads_in_use", lambda: 1)
     network = Network(tables.NETWORK.model_copy(update={"full_softmax_max_items": 5}), tables.SIZES, seed=3)
     training = tables.TRAINING.model_copy(update={"ema_decay": 0.9})
     steps, before = Steps(network, training, SingleProcess(), COUNTS), _values(network)
