@@ -19,6 +19,7 @@ import pytest
 from deploy.cluster import Cluster, down, read, spark_home
 from deploy.package import CODE, ENVIRONMENT
 from features.contracts import SCORES, SESSIONS
+from jobs.java import archive_options, ensure_java
 from jobs.simulate import RAW
 from jobs.store import MANIFEST
 
@@ -29,15 +30,16 @@ SMALL = (
     "simulation.users=600", "simulation.days=35", "simulation.process.items=500", "network.units=24",
     "network.item_dim=16", "training.max_epochs=1", "training.batch_rows=16",
 )  # fmt: skip
-_JIT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"  # these JVMs live for seconds
+# These JVMs live for seconds.
+_JVM = " ".join(["-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", *archive_options(ensure_java())])
 # Executors of one core and little heap: two workers and a driver share two cores.
 _SIZES = {
     "spark.executor.cores": "1",
     "spark.executor.memory": "700m",
     "spark.driver.memory": "700m",
     "spark.sql.shuffle.partitions": "4",
-    "spark.driver.extraJavaOptions": _JIT,
-    "spark.executor.extraJavaOptions": _JIT,
+    "spark.driver.extraJavaOptions": _JVM,
+    "spark.executor.extraJavaOptions": _JVM,
 }
 _STEP_S = 0.05
 

@@ -53,7 +53,7 @@ CONF: dict[str, Any] = {
     # 300 users are few: their days differ more than those of a whole shop.
     "input_quality": {"min_nights": 1, "max_category_psi": 1.0, "max_new_user_share": 0.9},
     "gate": {"category_margin": 0.08, "item_margin": 0.08, "max_ece": 0.3, "max_interest_psi": 1.0},
-    "report": {"people": 2, "images": False},
+    "report": {"people": 0, "images": False},
     "retention": {"nights": {"sequences_v1": 2, "training_sequences_v1": 1, "open_sessions_v1": 2, "scores_v1": 3}},
 }
 # Steps a thousand times too long: a model that is sure of anything.

@@ -81,14 +81,18 @@ def test_an_error_of_a_rank_is_told_once_by_its_kind_and_lines_come_while_it_wor
         raise RuntimeError("another error, because of the first")
 
     said: list[str] = []
+    seen: list[str] = []
 
     def tell(line: str) -> None:
         said.append(line)
+        seen.extend(_processes_of_executors())
         Path(mark).touch()
 
     with pytest.raises(ModelError, match=r"^file 7 is torn$"):
         run_in_executors(spark, 2, work, tell, {})
     assert said == ["at work"]
+    assert seen
+    _assert_none_left()
     assert not Path(f"{mark}-not").exists()  # rank 0 saw, while at work, that it was heard
 
 
@@ -190,5 +194,6 @@ def _assert_none_left() -> None:
 
 
 def _processes_of_executors() -> list[str]:
-    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
-    return [command for command in commands if "gloo_exec_fn" in command]
+    """Of this machine's Spark in the project's folder; ranks of a cluster's executors, in theirs, are others'."""
+    found = [(p.info["cwd"], " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline", "cwd"])]
+    return [command for folder, command in found if "gloo_exec_fn" in command and folder == os.getcwd()]
