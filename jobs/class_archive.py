@@ -26,7 +26,7 @@ def main() -> int:
         print("This Java has no class archives (before version 13); Spark starts without one.", file=sys.stderr)
         return 1
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob("*.jsa"):
+    for old in path.parent.glob("*.jsa"):  # Java writes none where it starts from one
         old.unlink()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         written = Path(scratch, path.name)

