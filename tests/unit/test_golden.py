@@ -10,6 +10,7 @@ from jobs.settings import CONF_DIR, load_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 JOBS = (
+    "class_archive",
     "contracts",
     "doctor",
     "evaluate",

