@@ -1,23 +1,37 @@
-"""What the report shows of interests and activity: small frames, aggregated over users before anything leaves Spark.
+"""What the report shows of interests and activity: small frames, aggregated over users before anything leaves Spark."""
 
-A step is where an interest stands: PAST (the user's latest events), NEXT (the next event), or a number of days ahead.
-"""
-
-from collections.abc import Sequence
-from itertools import pairwise
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from functools import partial
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from features import columns as c
+from features.report_sums import (
+    EVENT_SUMS,
+    FLOWS,
+    FROM,
+    INTEREST_SUMS,
+    STEP,
+    SUM_NAMES,
+    TO,
+    USERS,
+    WEEK,
+    event_sums,
+    flow_counts,
+    interest_sums,
+)
 from features.rungs import BY_MODEL
 
-STEP, SHARE, MOVE, WEEK, USERS = "step", c.SHARE, c.MOVE, "week", "users"
-PAST, NEXT = -1, 0
-FROM, TO = "from", "to"
-OTHERS = "all others"
 _Z = 1.96  # two-sided 95 % of a normal distribution: means over thousands of users are close to one
+
+Row = dict[str, Any]
 
 
 class ReportSpec(BaseModel):
@@ -36,136 +50,92 @@ class ReportSpec(BaseModel):
     images: bool
 
 
-def interest_steps(scores: DataFrame) -> DataFrame:
-    """(user_id, category_id, step, share) of every listed interest of the users whom the model knows.
-
-    scores: `scores_v1`. Steps ahead are there where the model has heads for them; an interest that is listed twice
-    within one step would be counted twice, which the table rules out.
-    """
-    known = scores.where(F.col(c.PROVENANCE).isin(*BY_MODEL))
-    listed = known.select(c.USER_ID, F.explode(c.INTERESTS).alias("i"))
-
-    def at(step: Column, share: Column) -> Column:
-        return F.struct(step.cast("int").alias(STEP), share.cast("double").alias(SHARE))
-
-    points = F.array(at(F.lit(PAST), F.col(f"i.{c.PAST_SHARE}")), at(F.lit(NEXT), F.col(f"i.{c.PROBABILITY}")))
-    told = F.filter(f"i.{c.DAYS_AHEAD}", lambda a: a[c.SHARE].isNotNull())
-    points = F.concat(points, F.transform(told, lambda a: at(a[c.DAYS], a[c.SHARE])))
-    rows = listed.select(c.USER_ID, F.col(f"i.{c.CATEGORY_ID}").alias(c.CATEGORY_ID), F.explode(points).alias("p"))
-    return rows.select(c.USER_ID, c.CATEGORY_ID, f"p.{STEP}", f"p.{SHARE}")
-
-
-def population_shares(steps: DataFrame, background: DataFrame) -> DataFrame:
-    """(category_id, step, share, share_low, share_high, move, low, high, users): interests of the mean user.
+def population_shares(scores: DataFrame, background: Mapping[str, float]) -> list[Row]:
+    """Interests of the mean user: rows of category_id, step, share, share_low, share_high, move, low, high, users.
 
     A user's row lists some interests only. What is left to 1 belongs to those not listed, in proportion to the
     background; so shares of a step sum to 1 over the categories of the background. share: mean over users. move: mean
     of (share at the step - share in the past), 0 for PAST itself; low, high and share_low, share_high: 95 % intervals
-    of the two means over users (normal approximation). users: who list the interest.
+    of the two means over users (normal approximation). users: who list the interest. Steps ahead are there where the
+    model has heads for them.
 
-    steps: as `interest_steps`. background: (category_id, share), unique, summing to 1; an interest that it does not
-    hold has a background of 0.
+    scores: `scores_v1`; users whom the model does not know are left out. background: category → share, summing to 1;
+    an interest that it does not hold has a background of 0.
     """
-    # Spread by user once, which serves both windows; a join for each sum would shuffle as often as there are sums.
-    past = F.max(F.when(F.col(STEP) == PAST, F.col(SHARE))).over(Window.partitionBy(c.USER_ID, c.CATEGORY_ID))
-    of_user = Window.partitionBy(c.USER_ID, STEP)
-
-    def rest(share: str) -> Column:
-        """What an unlisted category gets for each unit of its background."""
-        left = F.greatest(F.lit(1.0) - F.sum(share).over(of_user), F.lit(0.0))
-        room = F.lit(1.0) - F.sum("base").over(of_user)
-        return F.when(room > 1e-9, left / room).otherwise(F.lit(0.0))
-
-    rows = (
-        steps.repartition(c.USER_ID)
-        .withColumn("past", past)
-        .where(F.col("past").isNotNull())
-        .join(F.broadcast(background.select(c.CATEGORY_ID, F.col(SHARE).alias("base"))), on=c.CATEGORY_ID, how="left")
-        .withColumn("base", F.coalesce("base", F.lit(0.0)))
-        .withColumn(MOVE, F.col(SHARE) - F.col("past"))
-        .withColumn("w", rest(SHARE))
-        .withColumn("dw", F.col("w") - rest("past"))
-        .withColumn("once", (F.row_number().over(of_user.orderBy(c.CATEGORY_ID)) == 1).cast("double"))
-    )
-    listed = rows.groupBy(c.CATEGORY_ID, STEP).agg(
-        F.first("base").alias("base"),
-        F.count(F.lit(1)).alias(USERS),
-        *(F.sum(x).alias(f"sum_{x}") for x in (SHARE, MOVE, "w", "dw")),
-        *(F.sum(F.col(x) * F.col(x)).alias(f"sum_{x}2") for x in (SHARE, MOVE, "w", "dw")),
-        F.sum("once").alias("n"),
-        *(F.sum(F.col("once") * F.col(x)).alias(f"all_{x}") for x in ("w", "dw")),
-        *(F.sum(F.col("once") * F.col(x) * F.col(x)).alias(f"all_{x}2") for x in ("w", "dw")),
-    )
-    of_step = Window.partitionBy(STEP)  # each user counted once, in whichever category that was
-    every = ("n", "all_w", "all_dw", "all_w2", "all_dw2")
-    listed = listed.withColumns({name: F.sum(name).over(of_step) for name in every})
-
-    def mean_and_half(mine: str, rest_of: str) -> tuple[Column, Column]:
-        b, n = F.col("base"), F.col("n")
-        total = F.col(f"sum_{mine}") + b * (F.col(f"all_{rest_of}") - F.col(f"sum_{rest_of}"))
-        squares = F.col(f"sum_{mine}2") + b * b * (F.col(f"all_{rest_of}2") - F.col(f"sum_{rest_of}2"))
-        mean = total / n
-        variance = F.greatest(squares / n - mean * mean, F.lit(0.0))
-        return mean, F.lit(_Z) * F.sqrt(variance / n)
-
-    (share, share_half), (move, move_half) = mean_and_half(SHARE, "w"), mean_and_half(MOVE, "dw")
-    return listed.select(
-        c.CATEGORY_ID, STEP, share.alias(SHARE), (share - share_half).alias("share_low"),
-        (share + share_half).alias("share_high"), move.alias(MOVE), (move - move_half).alias("low"),
-        (move + move_half).alias("high"), USERS,
-    )  # fmt: skip
+    sums = partial(interest_sums, background=dict(background))
+    rows = _interests(scores).mapInArrow(sums, from_arrow_schema(INTEREST_SUMS)).collect()
+    of: dict[tuple[str | None, int], dict[str, float]] = {}
+    for row in rows:
+        added = of.setdefault((row[c.CATEGORY_ID], row[STEP]), dict.fromkeys((USERS, *SUM_NAMES), 0))
+        for name in added:
+            added[name] += row[name]
+    return [
+        _mean_user(name, step, mine, of[None, step], background.get(name, 0.0))
+        for (name, step), mine in of.items()
+        if name is not None
+    ]
 
 
-def interest_flows(steps: DataFrame, route: Sequence[int], shown: Sequence[str]) -> DataFrame:
-    """(step, from, to, users): main interests of users, at each step of the route and at the one after it.
+def _mean_user(name: str, step: int, mine: Mapping[str, float], every: Mapping[str, float], base: float) -> Row:
+    """mine: sums over the users who list the interest; every: over all who list any."""
+    n = every[USERS]
+
+    def interval(value: str, rest: str) -> tuple[float, float, float]:
+        """Mean over users of the value where listed, else base · rest, and the ends of its interval."""
+        mean, square = ((mine[f"{value}{p}"] + f * (every[f"{rest}{p}"] - mine[f"{rest}{p}"])) / n for p, f in powers)
+        half = _Z * math.sqrt(max(square - mean * mean, 0.0) / n)
+        return mean, mean - half, mean + half
+
+    powers = (("", base), ("2", base * base))
+    share, move = interval("share", "rest"), interval("move", "rest_move")
+    columns = (c.SHARE, "share_low", "share_high", c.MOVE, "low", "high")
+    return {c.CATEGORY_ID: name, STEP: step, **dict(zip(columns, share + move, strict=True)), USERS: mine[USERS]}
+
+
+def interest_flows(scores: DataFrame, route: Sequence[int], shown: Sequence[str]) -> list[Row]:
+    """Main interests of users, at each step of the route and at the one after it: rows of step, from, to, users.
 
     A user's main interest at a step is the one of the greatest share, ties broken by name; OTHERS for those that are
     not shown. route: two steps or more. step: where the flow starts. Users without an interest at the step after are
-    left out there.
+    left out there. scores: as for `population_shares`.
     """
-    name = F.when(F.col(c.CATEGORY_ID).isin(list(shown)), F.col(c.CATEGORY_ID)).otherwise(F.lit(OTHERS))
-    greatest = F.min(F.struct(-F.col(SHARE), c.CATEGORY_ID))[c.CATEGORY_ID]
-    mains = (
-        steps.where(F.col(STEP).isin(list(route)))
-        .groupBy(c.USER_ID, STEP)
-        .agg(greatest.alias(c.CATEGORY_ID))
-        .groupBy(c.USER_ID)
-        .agg(F.map_from_entries(F.collect_list(F.struct(STEP, name))).alias("main"))
-    )
-
-    def flow(at: int, after: int) -> Column:
-        main = F.col("main")
-        return F.struct(F.lit(at).alias(STEP), main[F.lit(at)].alias(FROM), main[F.lit(after)].alias(TO))
-
-    flows = mains.select(F.inline(F.array(*(flow(at, after) for at, after in pairwise(route)))))
-    known = flows.where(F.col(FROM).isNotNull() & F.col(TO).isNotNull())
-    return known.groupBy(STEP, FROM, TO).agg(F.count(F.lit(1)).alias(USERS))
+    counts = partial(flow_counts, route=tuple(route), shown=frozenset(shown))
+    users: Counter[tuple[int, str, str]] = Counter()
+    for row in _interests(scores).mapInArrow(counts, from_arrow_schema(FLOWS)).collect():
+        users[row[STEP], row[FROM], row[TO]] += row[USERS]
+    return [{STEP: step, FROM: name, TO: to, USERS: n} for (step, name, to), n in users.items()]
 
 
-def weekly_shares(events: DataFrame) -> DataFrame:
-    """(week, category_id, share, events): the mean over the users active in a week of the share of their events.
+def _interests(scores: DataFrame) -> DataFrame:
+    return scores.where(F.col(c.PROVENANCE).isin(*BY_MODEL)).select(c.INTERESTS)
 
-    week: its Monday, a date (UTC). Events without a category are left out. events: as `flat_events`.
+
+def weeks_and_hours(events: DataFrame) -> tuple[list[Row], list[Row]]:
+    """Rows of week, category_id, share, events, and rows of hour, count.
+
+    share: the mean over the users active in a week of the share of their events, both without those that have no
+    category. week: its Monday, a date (UTC). hour: 0 = Monday 00:00 UTC … 167. events: as `flat_events`.
     """
-    week = F.to_date(F.date_trunc("week", c.EVENT_TIME))
-    known = events.where(F.col(c.CATEGORY_ID).isNotNull()).withColumn(WEEK, week)
-    mine = known.groupBy(WEEK, c.USER_ID, c.CATEGORY_ID).count()
-    one = F.struct(c.CATEGORY_ID, F.col("count").alias(c.EVENTS))
-    users = mine.groupBy(WEEK, c.USER_ID).agg(F.collect_list(one).alias("of"), F.sum("count").alias("all"))
-    rows = users.select(WEEK, "all", F.posexplode("of").alias("place", "one")).select(WEEK, "all", "place", "one.*")
-    sums = rows.groupBy(WEEK, c.CATEGORY_ID).agg(
-        F.sum(F.col(c.EVENTS) / F.col("all")).alias("sum"),
-        F.sum(c.EVENTS).alias(c.EVENTS),
-        F.sum((F.col("place") == 0).cast("long")).alias(USERS),  # each user once, in whichever category
-    )
-    active = F.sum(USERS).over(Window.partitionBy(WEEK))
-    return sums.select(WEEK, c.CATEGORY_ID, (F.col("sum") / active).alias(SHARE), c.EVENTS)
-
-
-def hour_counts(events: DataFrame) -> DataFrame:
-    """(hour, count): events of each hour of the week, 0 = Monday 00:00 UTC … 167. events: with event_time."""
-    hour = F.weekday(c.EVENT_TIME) * 24 + F.hour(c.EVENT_TIME)
-    return events.groupBy(hour.alias(c.HOUR)).count()
+    narrow = events.select(c.USER_ID, c.CATEGORY_ID, F.unix_micros(c.EVENT_TIME).alias("time_us"))
+    weeks: dict[tuple[int, str], list[float]] = {}
+    active: Counter[int] = Counter()
+    hours: Counter[int] = Counter()
+    for row in narrow.repartition(c.USER_ID).mapInArrow(event_sums, from_arrow_schema(EVENT_SUMS)).collect():
+        if row[WEEK] is None:
+            hours[row[c.HOUR]] += row[c.EVENTS]
+        elif row[c.CATEGORY_ID] is None:
+            active[row[WEEK]] += row[USERS]
+        else:
+            of = weeks.setdefault((row[WEEK], row[c.CATEGORY_ID]), [0.0, 0])
+            weeks[row[WEEK], row[c.CATEGORY_ID]] = [of[0] + row[c.SHARE], of[1] + row[c.EVENTS]]
+    by_week = [
+        {
+            WEEK: date(1970, 1, 1) + timedelta(days=week), c.CATEGORY_ID: name, c.SHARE: share / active[week],
+            c.EVENTS: int(n),
+        }
+        for (week, name), (share, n) in weeks.items()
+    ]  # fmt: skip
+    return by_week, [{c.HOUR: hour, "count": n} for hour, n in hours.items()]
 
 
 def activity(events: DataFrame) -> DataFrame:
@@ -178,28 +148,3 @@ def reason_samples(rejected: DataFrame, n: int) -> DataFrame:
     """(reason, raw): at most n rows of each reason, always the same ones. rejected: `rejected_events_v1`."""
     order = Window.partitionBy(c.REASON).orderBy(F.xxhash64(c.RAW), c.RAW)
     return rejected.withColumn("_rank", F.row_number().over(order)).where(F.col("_rank") <= n).select(c.REASON, c.RAW)
-
-
-def sessions_of(events: DataFrame, users: Sequence[str], gap_s: int) -> DataFrame:
-    """Sessions of a few users, for a timeline. See `flat_events` for events; a silence beyond gap_s starts one.
-
-    (user_id, start, n_events, categories: the three most frequent of them, actions: distinct ones, last_item).
-    """
-    mine = events.where(F.col(c.USER_ID).isin(list(users)))
-    order = Window.partitionBy(c.USER_ID).orderBy(c.EVENT_TIME, c.EVENT_ID)
-    silent = F.unix_micros(c.EVENT_TIME) - F.unix_micros(F.lag(c.EVENT_TIME).over(order)) > gap_s * c.MICROS
-    numbered = mine.withColumn("_s", F.sum(F.coalesce(silent.cast("int"), F.lit(0))).over(order))
-    by_category = numbered.groupBy(c.USER_ID, "_s", c.CATEGORY_ID).agg(
-        F.count(F.lit(1)).alias("n"),
-        F.min(c.EVENT_TIME).alias("start"),
-        F.collect_set(c.ACTION).alias("did"),
-        F.max(F.struct(c.EVENT_TIME, c.EVENT_ID, c.ITEM_ID)).alias("last"),
-    )
-    ranked = F.sort_array(F.collect_list(F.struct(-F.col("n"), c.CATEGORY_ID)))
-    return by_category.groupBy(c.USER_ID, "_s").agg(
-        F.min("start").alias("start"),
-        F.sum("n").alias(c.N_EVENTS),
-        F.transform(F.slice(ranked, 1, 3), lambda pair: pair[c.CATEGORY_ID]).alias(c.CATEGORIES),
-        F.array_sort(F.array_distinct(F.flatten(F.collect_list("did")))).alias("actions"),
-        F.max("last")[c.ITEM_ID].alias("last_item"),
-    )

@@ -83,7 +83,8 @@ def explain_users(
 ) -> dict[str, Explanation]:
     """Explanations of some users' rows of scores_v1 of a day, all in one pass; some hundred users are one batch.
 
-    bundle_path: of the model that made the scores; by default the bundle of the root with its version.
+    bundle_path: of the model that made the scores; by default the bundle of the root with its version. n_months: how
+    many months back to tell of, 0 for none.
 
     Raises:
         UsageError: scores_v1 has no row of a user.
@@ -110,7 +111,7 @@ def explain_users(
     found = effects(events, targets, end_us, scorer, scorer.log_p_of, coding)
     for user, told in found.items():
         _check(rows[user], told, store, dt)
-    months = months_of(events, end_us, n_months, N_CATEGORIES, scorer, coding)
+    months = months_of(events, end_us, n_months, N_CATEGORIES, scorer, coding) if n_months else {}
     return {user: _explanation(row, found.get(user), events, tuple(months.get(user, ()))) for user, row in rows.items()}
 
 

@@ -1,5 +1,6 @@
 """What a report is made of: small plain values, read from the tables of one root. What is not there is left out."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -12,7 +13,8 @@ from features import columns as c
 from features import report as aggregates
 from features.contracts import FLAGGED_USERS, OPEN_SESSIONS, REJECTED_EVENTS, SCORES, SESSIONS, ContractError
 from features.events import midnight
-from features.report import NEXT, PAST, ReportSpec
+from features.report import ReportSpec
+from features.report_sums import NEXT, PAST, STEP
 from features.score_checks import sample_of
 from features.sequences import flat_events
 from jobs.history import session_chain
@@ -36,8 +38,8 @@ class ReportFacts:
     shares: Sequence[Row] = ()  # see population_shares
     flows: Sequence[Row] = ()  # see interest_flows
     route: Sequence[int] = ()  # the steps of the flows
-    weekly: Sequence[Row] = ()  # see weekly_shares
-    hours: Sequence[Row] = ()  # see hour_counts
+    weekly: Sequence[Row] = ()  # see weeks_and_hours
+    hours: Sequence[Row] = ()  # see weeks_and_hours
     activity: Sequence[Row] = ()  # see activity
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)  # reason → raw rows
     rules: Sequence[Row] = ()  # days that a rule of denoising flags
@@ -65,8 +67,8 @@ def gather(
     all_events = _recent_events(spark, store, dt, since - timedelta(days=since.weekday()))
     events = sample_of(all_events, share).persist()
     try:
-        shown = _interests(scores, events, spec)
-        hours = _rows(aggregates.hour_counts(events))
+        weekly, hours = aggregates.weeks_and_hours(events)
+        shown = _interests(scores, weekly, spec)
         people, notes = people_facts(spark, settings, store, dt, scores, events)
         sampled = scores.count()
     finally:
@@ -76,6 +78,7 @@ def gather(
         date=str(dt),
         night=night_facts(store, settings, dt, stages),
         quality=quality_facts(store, dt, spec.nights),
+        weekly=weekly,
         hours=hours,
         activity=_rows(aggregates.activity(all_events)),
         samples=_samples(spark, store, dt, spec.rejected_samples),
@@ -88,28 +91,21 @@ def gather(
     )
 
 
-def _interests(scores: DataFrame, events: DataFrame, spec: ReportSpec) -> dict[str, Any]:
-    """The aggregates of interests, weeks and flows."""
-    weekly = _rows(aggregates.weekly_shares(events))
-    mass: dict[str, float] = {}
+def _interests(scores: DataFrame, weekly: Sequence[Row], spec: ReportSpec) -> dict[str, Any]:
+    """Shares and flows of interests. The background of categories that a user does not list is the weeks' events."""
+    mass: Counter[str] = Counter()
     for row in weekly:
-        mass[row[c.CATEGORY_ID]] = mass.get(row[c.CATEGORY_ID], 0.0) + float(row[c.EVENTS])
-    total = sum(mass.values()) or 1.0
-    schema = f"{c.CATEGORY_ID} string, {aggregates.SHARE} double"
-    background = scores.sparkSession.createDataFrame([(name, n / total) for name, n in mass.items()], schema)
-    steps = aggregates.interest_steps(scores).persist()
-    try:
-        shares = _rows(aggregates.population_shares(steps, background))
-        found = {int(row[aggregates.STEP]) for row in shares}
-        wanted = [h for h in (7, 30) if h in found] or sorted(h for h in found if h > NEXT)[-2:]
-        route = [PAST, *(wanted or ([NEXT] if NEXT in found else []))]
-        past = [row for row in shares if row[aggregates.STEP] == PAST]
-        past.sort(key=lambda row: (-row[aggregates.SHARE], row[c.CATEGORY_ID]))
-        names = [row[c.CATEGORY_ID] for row in past[: spec.top_interests]]
-        flows = _rows(aggregates.interest_flows(steps, route, names)) if len(route) > 1 else []
-    finally:
-        steps.unpersist()
-    return {"shares": shares, "flows": flows, "route": route, "weekly": weekly}
+        mass[row[c.CATEGORY_ID]] += row[c.EVENTS]
+    background = {name: n / mass.total() for name, n in mass.items()}
+    shares = aggregates.population_shares(scores, background)
+    found = {row[STEP] for row in shares}
+    wanted = [h for h in (7, 30) if h in found] or sorted(h for h in found if h > NEXT)[-2:]
+    route = [PAST, *(wanted or ([NEXT] if NEXT in found else []))]
+    past = [row for row in shares if row[STEP] == PAST]
+    past.sort(key=lambda row: (-row[c.SHARE], row[c.CATEGORY_ID]))
+    names = [row[c.CATEGORY_ID] for row in past[: spec.top_interests]]
+    flows = aggregates.interest_flows(scores, route, names) if len(route) > 1 else []
+    return {"shares": shares, "flows": flows, "route": route}
 
 
 def _recent_events(spark: SparkSession, store: Store, dt: date, since: date) -> DataFrame:

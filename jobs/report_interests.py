@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from features.report import NEXT, PAST, ReportSpec
+from features.report import ReportSpec
+from features.report_sums import NEXT, PAST
 from jobs.report_facts import ReportFacts
 from jobs.report_figure import BLUE, DASHES, GREY, PALETTE, RED, SCALE, Figure, percent, rgba, short, step_name
 

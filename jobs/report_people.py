@@ -1,8 +1,10 @@
 """A sample of users for the report: what they did, what they like now and next, and what speaks for each item."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
+from itertools import islice
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -10,7 +12,6 @@ from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import ContractError
-from features.report import sessions_of
 from jobs.explanations import EventEffect, explain_users
 from jobs.settings import Settings, UsageError
 from jobs.store import Store
@@ -20,6 +21,9 @@ from model.errors import ModelError
 _MOVED_SHARE = 0.5  # of the people shown, those whose interests moved most; the others by a hash of their id
 _RELATED = 3
 _SHOWN_EFFECTS = 5
+_SHOWN_CATEGORIES = 3
+
+Row = Mapping[str, Any]
 
 
 def people_facts(
@@ -36,17 +40,9 @@ def people_facts(
         if len(chosen) < spec.people:
             chosen.setdefault(row[c.USER_ID], row.asDict(recursive=True))
     users = sorted(chosen)
-    timeline: dict[str, list[dict[str, Any]]] = {user: [] for user in users}
-    for row in sessions_of(events, users, settings.sessions.gap_s).orderBy(c.USER_ID, "start").collect():
-        timeline[row[c.USER_ID]].append(
-            {
-                "start": row["start"].isoformat(timespec="minutes"),
-                "n": int(row[c.N_EVENTS]),
-                "categories": [name or "" for name in row[c.CATEGORIES]],
-                "actions": list(row["actions"]),
-            }
-        )
-    related = _related(events, chosen)
+    mine = _events_of(events, users)
+    timeline = {user: sessions_of(mine[user], settings.sessions.gap_s) for user in users}
+    related = _related(events, mine, chosen)
     moved, why = _moved(spark, settings, store, dt, users)
     people: list[Mapping[str, Any]] = [
         {
@@ -77,7 +73,7 @@ def _moved(
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """For each user the events that moved interest and item most, and why that is not known, where it isn't."""
     try:
-        told = explain_users(spark, settings, store, dt, users, n_months=1)
+        told = explain_users(spark, settings, store, dt, users, n_months=0)
     except (ContractError, ModelError, UsageError) as error:
         return {}, str(error)
     return {
@@ -130,31 +126,57 @@ def _interest(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _related(events: DataFrame, chosen: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+def _events_of(events: DataFrame, users: Sequence[str]) -> dict[str, list[Row]]:
+    """Each user's events, oldest first."""
+    found: dict[str, list[Row]] = {user: [] for user in users}
+    names = (c.USER_ID, c.EVENT_TIME, c.EVENT_ID, c.ITEM_ID, c.CATEGORY_ID, c.ACTION)
+    for row in events.where(F.col(c.USER_ID).isin(list(users))).select(*names).collect():
+        found[row[c.USER_ID]].append(row.asDict())
+    for of_user in found.values():
+        of_user.sort(key=lambda row: (row[c.EVENT_TIME], row[c.EVENT_ID]))
+    return found
+
+
+def sessions_of(events: Sequence[Row], gap_s: int) -> list[dict[str, Any]]:
+    """Sessions of one user, for a timeline: {start, n, categories: the three most frequent, actions: distinct ones}.
+
+    events: of `flat_events`, oldest first; a silence beyond gap_s starts a session.
+    """
+    sessions: list[list[Row]] = []
+    for event in events:
+        is_same = sessions and (event[c.EVENT_TIME] - sessions[-1][-1][c.EVENT_TIME]).total_seconds() <= gap_s
+        if is_same:
+            sessions[-1].append(event)
+        else:
+            sessions.append([event])
+    told = []
+    for session in sessions:
+        counts = Counter(event[c.CATEGORY_ID] or "" for event in session)
+        told.append(
+            {
+                "start": session[0][c.EVENT_TIME].isoformat(timespec="minutes"),
+                "n": len(session),
+                "categories": sorted(counts, key=lambda name: (-counts[name], name))[:_SHOWN_CATEGORIES],
+                "actions": sorted({event[c.ACTION] for event in session}),
+            }
+        )
+    return told
+
+
+def _related(
+    events: DataFrame, mine: Mapping[str, Sequence[Row]], chosen: Mapping[str, Row]
+) -> dict[tuple[str, str], list[str]]:
     """The user's latest events with an item or in its category, for each listed item."""
-    pairs = [(user, item[c.ITEM_ID]) for user, row in chosen.items() for item in row[c.ITEMS]]
-    if not pairs:
-        return {}
-    listed = events.sparkSession.createDataFrame(pairs, f"{c.USER_ID} string, listed string")
-    wanted = [item for _, item in pairs]
-    of_item = (
-        events.where(F.col(c.ITEM_ID).isin(sorted(set(wanted))))
-        .groupBy(F.col(c.ITEM_ID).alias("listed"))
-        .agg(F.max(F.struct(c.EVENT_TIME, c.EVENT_ID, c.CATEGORY_ID))[c.CATEGORY_ID].alias("_category"))
-    )
-    mine = events.where(F.col(c.USER_ID).isin(sorted(chosen)))
-    joined = listed.join(of_item, on="listed", how="left").join(mine, on=c.USER_ID, how="inner")
-    near = joined.where((F.col(c.ITEM_ID) == F.col("listed")) | (F.col(c.CATEGORY_ID) == F.col("_category")))
-    latest = near.groupBy(c.USER_ID, "listed").agg(
-        F.slice(
-            F.sort_array(F.collect_list(F.struct(c.EVENT_TIME, c.EVENT_ID, c.ACTION, c.ITEM_ID)), asc=False),
-            1,
-            _RELATED,
-        ).alias("latest")
-    )
-    return {
-        (row[c.USER_ID], row["listed"]): [
-            f"{e[c.EVENT_TIME]:%Y-%m-%d %H:%M} {e[c.ACTION]} {e[c.ITEM_ID]}" for e in row["latest"]
-        ]
-        for row in latest.collect()
-    }
+    listed = sorted({item[c.ITEM_ID] for row in chosen.values() for item in row[c.ITEMS]})
+    newest = F.max(F.struct(c.EVENT_TIME, c.EVENT_ID, c.CATEGORY_ID))[c.CATEGORY_ID]
+    seen = events.where(F.col(c.ITEM_ID).isin(listed)).groupBy(c.ITEM_ID).agg(newest.alias(c.CATEGORY_ID))
+    category = {row[c.ITEM_ID]: row[c.CATEGORY_ID] for row in seen.collect()} if listed else {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for user, row in chosen.items():
+        for item in (entry[c.ITEM_ID] for entry in row[c.ITEMS]):
+            of = category.get(item)
+            near = (e for e in reversed(mine[user]) if item == e[c.ITEM_ID] or (of and of == e[c.CATEGORY_ID]))
+            found[user, item] = [
+                f"{e[c.EVENT_TIME]:%Y-%m-%d %H:%M} {e[c.ACTION]} {e[c.ITEM_ID]}" for e in islice(near, _RELATED)
+            ]
+    return found

@@ -18,7 +18,8 @@ from model.spec import NetworkSpec
 Tensor = Any  # TensorFlow 2.15 carries no types
 State = tuple[Tensor, ...]  # [B, H] each: h of a GRU or RNN; h and c of an LSTM
 
-_LAYERS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}
+_FUSED = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}  # by cuDNN, which has the whole layer in one call
+_STEPS = {"lstm": keras.layers.LSTMCell, "gru": keras.layers.GRUCell, "rnn": keras.layers.SimpleRNNCell}
 _N_STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 
 
@@ -43,7 +44,7 @@ def make_cell(spec: NetworkSpec, width: int, length: int, seeds: Iterator[int]) 
 
 
 class Recurrent:
-    """Keras's own LSTM, GRU or RNN with nothing that keeps cuDNN away from the first two.
+    """Keras's own LSTM, GRU or RNN with nothing that keeps cuDNN away from the first two where there is a GPU.
 
     LSTM (Hochreiter & Schmidhuber 1997, forget gates of Gers et al. 2000), σ the logistic function:
     i, f, o = σ(x W + h U + b) each with its own W, U, b; g = tanh(x W + h U + b); c' = f·c + i·g; h' = o·tanh(c').
@@ -56,13 +57,15 @@ class Recurrent:
 
     def __init__(self, kind: str, width: int, units: int, seeds: Iterator[int]) -> None:
         """kind: lstm, gru or rnn. seeds: of the input weights (Glorot uniform) and the recurrent ones (orthogonal)."""
-        self.layer = _LAYERS[kind](
-            units,
-            return_sequences=True,
-            return_state=True,
-            kernel_initializer=keras.initializers.GlorotUniform(next(seeds)),
-            recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-        )
+        initializers = {
+            "kernel_initializer": keras.initializers.GlorotUniform(next(seeds)),
+            "recurrent_initializer": keras.initializers.Orthogonal(seed=next(seeds)),
+        }
+        whole = {"return_sequences": True, "return_state": True}
+        if kind in _FUSED and tf.config.get_visible_devices("GPU"):
+            self.layer = _FUSED[kind](units, **whole, **initializers)
+        else:  # the fused layer brings both of its forms into every graph, which takes a second to build
+            self.layer = keras.layers.RNN(_STEPS[kind](units, **initializers), **whole)
         self.layer.build((None, None, width))
         self._units = units
         self.n_states = _N_STATES[kind]

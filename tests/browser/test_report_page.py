@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from features.report import NEXT, PAST
+from features.report_sums import NEXT, PAST
 from jobs.report import figures_of, plotly_js
 from jobs.report_facts import ReportFacts
 from jobs.report_html import page as html_of

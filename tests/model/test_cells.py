@@ -96,6 +96,25 @@ def test_the_convolutions_are_the_residual_blocks_of_the_paper(width: int):
     np.testing.assert_allclose(cell(tf.constant(x)), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_gpu_has_the_layer_that_cudnn_runs_whole_with_the_same_weights_and_answers(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Keras's conditions: default activations, no recurrent dropout, no unrolling, a bias; a GRU's reset gate after."""
+    x, length = tf.constant(_inputs()), tf.constant([0, 4, L])
+    here = _cell(kind)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [kind])
+    there = _cell(kind)
+    assert isinstance(there, Recurrent)
+    assert isinstance(there.layer, {"lstm": tf.keras.layers.LSTM, "gru": tf.keras.layers.GRU}[kind])
+    assert there.layer._could_use_gpu_kernel
+    assert [(n, w.shape) for n, w in there.weights.items()] == [(n, w.shape) for n, w in here.weights.items()]
+    (outputs, state), (expected, reached) = (cell.run(x, length) for cell in (there, here))
+    np.testing.assert_allclose(outputs, expected, atol=1e-6)
+    for part, wanted in zip(state, reached, strict=True):
+        np.testing.assert_allclose(part, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_no_output_depends_on_a_later_input(kind: str):
     cell, x = _cell(kind), _inputs()
@@ -137,14 +156,6 @@ def test_a_row_cut_in_two_goes_on_from_its_state(kind: str):
     for part, after in zip(state, later, strict=True):
         np.testing.assert_allclose(after[:2], part[:2], atol=1e-6)
         assert np.abs(after[2] - part[2]).max() > 1e-3
-
-
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_the_gated_cells_may_take_the_cudnn_kernel(kind: str):
-    """Keras's conditions: default activations, no recurrent dropout, no unrolling, a bias; a GRU's reset gate after."""
-    cell = _cell(kind)
-    assert isinstance(cell, Recurrent)
-    assert cell.layer._could_use_gpu_kernel
 
 
 def test_the_convolutions_refuse_a_state():

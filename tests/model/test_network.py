@@ -156,12 +156,6 @@ def test_dense_and_sparse_lookups_have_the_same_gradient():
     np.testing.assert_allclose(gradients[0], tf.convert_to_tensor(gradients[1]), rtol=1e-6)
 
 
-def test_the_lstm_may_take_the_cudnn_kernel():
-    """Keras's conditions: default activations, no recurrent dropout, no unrolling, a bias."""
-    cell = Network(tables.NETWORK, tables.SIZES).cells[0]
-    assert cell.layer._could_use_gpu_kernel
-
-
 def _values(network: Network) -> dict[str, np.ndarray]:
     return {name: weight.numpy() for name, weight in network.weights.items()}
 
