@@ -50,13 +50,19 @@ def settings(*more: str) -> Settings:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def batches_of_every_day(spark: SparkSession) -> Iterator[None]:
-    """As outside of tests: Arrow batches of seven rows would be most of the work."""
-    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(key)
-    spark.conf.set(key, "10000")
+def as_outside_of_tests(spark: SparkSession) -> Iterator[None]:
+    """Arrow batches of seven rows would be most of the work, plans that are interpreted the rest."""
+    values = {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "10000",
+        "spark.sql.codegen.wholeStage": "true",
+        "spark.sql.codegen.factoryMode": "FALLBACK",
+    }
+    before = {key: spark.conf.get(key) for key in values}
+    for key, value in values.items():
+        spark.conf.set(key, value)
     yield
-    spark.conf.set(key, before)
+    for key, found in before.items():
+        spark.conf.set(key, found)
 
 
 def midnight_us(day: date) -> int:
