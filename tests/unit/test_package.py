@@ -70,6 +70,40 @@ def test_of_the_environment_the_run_time_packages_are_shipped() -> None:
     assert names & set(package.LEFT_OUT) == set()
 
 
+def test_an_archive_is_kept_while_it_is_whole_and_of_the_packages_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small environment: one package, and a folder of Python's own."""
+    (tmp_path / "stdlib").mkdir()
+    (tmp_path / "stdlib" / "one.py").write_text("")
+    records = {"RECORD": "a,sha256=1,2\n"}
+    monkeypatch.setattr(metadata.PathDistribution, "read_text", lambda _, name: records.get(name))
+    monkeypatch.setattr(package, "runtime_distributions", lambda: [metadata.distribution("wheel")])
+    monkeypatch.setattr(package, "_stage_packages", lambda site: site.mkdir(parents=True))
+    monkeypatch.setattr(package.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "stdlib")})
+    probed: list[str] = []
+    monkeypatch.setattr(package, "_probe", lambda *_: probed.append("again"))
+    dist = tmp_path / "dist"
+
+    def made(*flags: str) -> int:
+        assert package.main(["--into", str(dist), *flags]) == 0
+        return len(probed)
+
+    assert (made("--if-changed"), made("--if-changed")) == (1, 1)
+    assert "of the packages installed now, left as it is" in capsys.readouterr().out
+    records["RECORD"] += "b,sha256=3,4\n"
+    assert (made("--if-changed"), made("--if-changed")) == (2, 2)
+    (dist / package.ENVIRONMENT).unlink()
+    assert (made("--if-changed"), made()) == (3, 4)  # without the flag always
+
+    def fails(*_: object) -> None:
+        raise package.PackageError("not whole")
+
+    monkeypatch.setattr(package, "_probe", fails)
+    assert package.main(["--into", str(dist)]) == 1
+    assert not package.is_current(dist / package.ENVIRONMENT)
+
+
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = metadata.distribution
 
