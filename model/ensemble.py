@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from features import columns as c
 from model.errors import ModelError
@@ -82,6 +81,8 @@ def _mean(parts: list[Floats]) -> Floats:
 
 
 def _mean_reciprocal_rank(parts: list[Floats]) -> Floats:
+    from scipy.stats import rankdata  # here: it takes most of a second to load, and every job knows of ensembles
+
     total = np.zeros(parts[0].shape, dtype=np.float64)
     for scores in parts:
         ranks = rankdata(-scores[:, c.FIRST_ID :], method="min", axis=1)  # [B, V - FIRST_ID]

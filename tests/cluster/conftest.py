@@ -1,5 +1,4 @@
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from jobs.settings import load_settings
 from jobs.simulate import RAW, simulate
 from jobs.train import launch
 from jobs.vocabulary import build_vocabulary
-from tests.cluster.submits import DAY, FIRST, SMALL, Site, skip_unless_left
+from tests.cluster.submits import DAY, FIRST, SMALL, Site, Unpacked, skip_unless_left
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,14 +42,14 @@ def dist() -> Path:
 def site(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Two workers of one core each; ended with all that they started."""
     folder = tmp_path_factory.mktemp("cluster")
-    (folder / "unpacked").mkdir()
-    subprocess.run(["tar", "-xzf", dist / package.ENVIRONMENT, "-C", folder / "unpacked"], check=True)
-    cluster.up(folder, workers=2, cores=1, memory_mib=1024)
-    made = Site(folder, dist, folder / "unpacked")
+    unpacked = Unpacked(dist / package.ENVIRONMENT, folder / "unpacked")
+    made = Site(folder, dist, unpacked)
     try:
+        cluster.up(folder, workers=2, cores=1, memory_mib=1024)
         yield made
     finally:
         made.end()
+        unpacked.end()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,13 +45,31 @@ _SIZES = {
 _STEP_S = 0.05
 
 
+class Unpacked:
+    """The environment's archive, unpacked while other things begin; who needs its Python waits for it."""
+
+    def __init__(self, archive: Path, folder: Path) -> None:
+        folder.mkdir()
+        self._python = folder / "bin" / "python"
+        self._process = subprocess.Popen(["tar", "-xzf", archive, "-C", folder])
+
+    @property
+    def python(self) -> str:
+        assert self._process.wait() == 0, "tar failed"
+        return str(self._python)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 @dataclass(frozen=True)
 class Site:
     """A cluster in its folder, what is shipped to it, and the unpacked environment, whose Python is the driver's."""
 
     folder: Path
     dist: Path
-    unpacked: Path
+    unpacked: Unpacked
     host: str = "127.0.0.1"  # the driver's address
     drivers: list["Driver"] = field(default_factory=list)
 
@@ -62,7 +82,7 @@ class Site:
 
         by_archive: executors unpack the archive; else they take the copy that is unpacked already, as from a mount.
         """
-        python = str(self.unpacked / "bin" / "python")
+        python = self.unpacked.python
         values = _SIZES | {"spark.pyspark.driver.python": python}
         values |= {} if by_archive else {"spark.pyspark.python": python}
         command = [
@@ -179,11 +199,12 @@ def wait_for(what: str, found: Callable[[], Any], driver: Driver | None = None) 
     return value
 
 
-def rows(root: Path, table: str) -> list[str]:
-    """Rows of the day as text, sorted; the order of files and rows in them says nothing."""
+def rows(root: Path, table: str) -> pa.Table:
+    """Rows of the day, sorted by all columns; the order of files and rows in them says nothing."""
     folder = root / table / f"dt={DAY}"
     assert (folder / MANIFEST).exists(), f"{folder} is not published"
-    return sorted(json.dumps(row, default=str, sort_keys=True) for row in pq.read_table(folder).to_pylist())
+    found = duckdb.from_arrow(pq.read_table(folder))
+    return found.query("found", "SELECT * FROM found ORDER BY ALL").to_arrow_table()
 
 
 def counters(root: Path, table: str) -> dict[str, Any]:

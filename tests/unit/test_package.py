@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,8 +78,7 @@ def test_an_archive_is_kept_while_it_is_whole_and_of_the_packages_of_now(
     (tmp_path / "stdlib").mkdir()
     (tmp_path / "stdlib" / "one.py").write_text("")
     records = {"RECORD": "a,sha256=1,2\n"}
-    monkeypatch.setattr(metadata.PathDistribution, "read_text", lambda _, name: records.get(name))
-    monkeypatch.setattr(package, "runtime_distributions", lambda: [metadata.distribution("wheel")])
+    monkeypatch.setattr(package, "runtime_distributions", lambda: [SimpleNamespace(read_text=records.get)])
     monkeypatch.setattr(package, "_stage_packages", lambda site: site.mkdir(parents=True))
     monkeypatch.setattr(package.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path / "stdlib")})
     probed: list[str] = []
