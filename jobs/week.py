@@ -26,7 +26,7 @@ from jobs.steps import NIGHTLY, read_json
 from jobs.store import MANIFEST, Store
 from jobs.terminal import BOLD, paint
 
-# Trained on the first night, the fourth and the seventh; the reports come without their images, which take longest.
+# Trained on the first night, the fourth and the seventh; the reports come without their images, which nobody looks at.
 _OF_A_DEMO = ("nightly.train_every_days=3", "report.images=false")
 
 
