@@ -1,7 +1,6 @@
 """What the report shows of interests and activity: small frames, aggregated over users before anything leaves Spark."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from functools import partial
@@ -19,7 +18,6 @@ from features.report_sums import (
     FROM,
     INTEREST_SUMS,
     STEP,
-    SUM_NAMES,
     TO,
     USERS,
     WEEK,
@@ -63,12 +61,8 @@ def population_shares(scores: DataFrame, background: Mapping[str, float]) -> lis
     an interest that it does not hold has a background of 0.
     """
     sums = partial(interest_sums, background=dict(background))
-    rows = _interests(scores).mapInArrow(sums, from_arrow_schema(INTEREST_SUMS)).collect()
-    of: dict[tuple[str | None, int], dict[str, float]] = {}
-    for row in rows:
-        added = of.setdefault((row[c.CATEGORY_ID], row[STEP]), dict.fromkeys((USERS, *SUM_NAMES), 0))
-        for name in added:
-            added[name] += row[name]
+    rows = _added(_interests(scores).mapInArrow(sums, from_arrow_schema(INTEREST_SUMS)), c.CATEGORY_ID, STEP)
+    of = {(row[c.CATEGORY_ID], row[STEP]): row for row in rows}
     return [
         _mean_user(name, step, mine, of[None, step], background.get(name, 0.0))
         for (name, step), mine in of.items()
@@ -100,14 +94,17 @@ def interest_flows(scores: DataFrame, route: Sequence[int], shown: Sequence[str]
     left out there. scores: as for `population_shares`.
     """
     counts = partial(flow_counts, route=tuple(route), shown=frozenset(shown))
-    users: Counter[tuple[int, str, str]] = Counter()
-    for row in _interests(scores).mapInArrow(counts, from_arrow_schema(FLOWS)).collect():
-        users[row[STEP], row[FROM], row[TO]] += row[USERS]
-    return [{STEP: step, FROM: name, TO: to, USERS: n} for (step, name, to), n in users.items()]
+    return _added(_interests(scores).mapInArrow(counts, from_arrow_schema(FLOWS)), STEP, FROM, TO)
 
 
 def _interests(scores: DataFrame) -> DataFrame:
     return scores.where(F.col(c.PROVENANCE).isin(*BY_MODEL)).select(c.INTERESTS)
+
+
+def _added(parts: DataFrame, *keys: str) -> list[Row]:
+    """What the tasks found, added up over them: where categories are many, each task has met others."""
+    values = (F.sum(name).alias(name) for name in parts.columns if name not in keys)
+    return [row.asDict() for row in parts.groupBy(*keys).agg(*values).collect()]
 
 
 def weeks_and_hours(events: DataFrame) -> tuple[list[Row], list[Row]]:
@@ -117,25 +114,21 @@ def weeks_and_hours(events: DataFrame) -> tuple[list[Row], list[Row]]:
     category. week: its Monday, a date (UTC). hour: 0 = Monday 00:00 UTC … 167. events: as `flat_events`.
     """
     narrow = events.select(c.USER_ID, c.CATEGORY_ID, F.unix_micros(c.EVENT_TIME).alias("time_us"))
-    weeks: dict[tuple[int, str], list[float]] = {}
-    active: Counter[int] = Counter()
-    hours: Counter[int] = Counter()
-    for row in narrow.repartition(c.USER_ID).mapInArrow(event_sums, from_arrow_schema(EVENT_SUMS)).collect():
-        if row[WEEK] is None:
-            hours[row[c.HOUR]] += row[c.EVENTS]
-        elif row[c.CATEGORY_ID] is None:
-            active[row[WEEK]] += row[USERS]
-        else:
-            of = weeks.setdefault((row[WEEK], row[c.CATEGORY_ID]), [0.0, 0])
-            weeks[row[WEEK], row[c.CATEGORY_ID]] = [of[0] + row[c.SHARE], of[1] + row[c.EVENTS]]
-    by_week = [
+    parts = narrow.repartition(c.USER_ID).mapInArrow(event_sums, from_arrow_schema(EVENT_SUMS))
+    rows = _added(parts, WEEK, c.CATEGORY_ID, c.HOUR)
+    hours = [{c.HOUR: row[c.HOUR], "count": row[c.EVENTS]} for row in rows if row[c.HOUR] is not None]
+    active = {row[WEEK]: row[USERS] for row in rows if row[WEEK] is not None and row[c.CATEGORY_ID] is None}
+    weeks = [
         {
-            WEEK: date(1970, 1, 1) + timedelta(days=week), c.CATEGORY_ID: name, c.SHARE: share / active[week],
-            c.EVENTS: int(n),
+            WEEK: date(1970, 1, 1) + timedelta(days=row[WEEK]),
+            c.CATEGORY_ID: row[c.CATEGORY_ID],
+            c.SHARE: row[c.SHARE] / active[row[WEEK]],
+            c.EVENTS: row[c.EVENTS],
         }
-        for (week, name), (share, n) in weeks.items()
-    ]  # fmt: skip
-    return by_week, [{c.HOUR: hour, "count": n} for hour, n in hours.items()]
+        for row in rows
+        if row[c.CATEGORY_ID] is not None
+    ]
+    return weeks, hours
 
 
 def activity(events: DataFrame) -> DataFrame:
