@@ -212,6 +212,18 @@ def test_every_user_comes_out_once_whatever_the_buckets_and_batches(sequences: D
     assert written(sequences.repartition(3), tmp_path, 8, MakeFake(), seen_items="remove") == expected
 
 
+def test_files_are_the_same_in_whatever_order_rows_come(sequences: DataFrame, tmp_path: Path) -> None:
+    """The last bit of a probability depends on which rows share a batch."""
+    files = []
+    for name, is_up in (("up", True), ("down", False)):
+        rows = sequences.orderBy(c.USER_ID, ascending=is_up).coalesce(1)
+        written(rows, tmp_path / name, 2, MakeFake())
+        made = (tmp_path / name).rglob("*.parquet")
+        files.append({path.relative_to(tmp_path / name): path.read_bytes() for path in made})
+    assert len(files[0]) == 4  # scores and states of two buckets
+    assert files[0] == files[1]
+
+
 def test_spark_and_plain_arrow_agree(sequences: DataFrame, tmp_path: Path) -> None:
     plain = scores(many_histories(), FakeScorer(by_past=True))
     assert written(sequences, tmp_path, 2, MakeFake()) == [plain[user] for user in sorted(plain)]
