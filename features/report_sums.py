@@ -15,17 +15,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from features import columns as c
+from features.windows import hour_codes
 from features.workers import in_worker
 
 PAST, NEXT = -1, 0
 OTHERS = "all others"
-HOURS_A_WEEK = 168
-_DAY_US, _HOUR_US = c.DAY_S * c.MICROS, 3600 * c.MICROS
+_DAY_US = c.DAY_S * c.MICROS
 _MONDAY_DAYS = 3  # from a Monday to 1970-01-01
 
 STEP, FROM, TO, USERS, WEEK = "step", "from", "to", "users", "week"
-OF_SUMS = ("share", "move", "rest", "rest_move")  # each with its sum and its sum of squares
-SUM_NAMES = tuple(f"{name}{power}" for name in OF_SUMS for power in ("", "2"))
+_OF_SUMS = ("share", "move", "rest", "rest_move")  # each with its sum and its sum of squares
+SUM_NAMES = tuple(f"{name}{power}" for name in _OF_SUMS for power in ("", "2"))
 _TEXT, _CODE, _COUNT, _SUM = pa.string(), pa.int32(), pa.int64(), pa.float64()
 # category_id is null in the sums over all users who have the step: there `share` and `move` are 0.
 INTEREST_SUMS = pa.schema(
@@ -157,7 +157,7 @@ def event_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return
     held = pa.Table.from_batches(some)
     time_us = held["time_us"].to_numpy()
-    hours = np.bincount((time_us // _HOUR_US + 24 * _MONDAY_DAYS) % HOURS_A_WEEK, minlength=HOURS_A_WEEK)
+    hours = np.bincount(hour_codes(time_us) - c.FIRST_HOUR)
     rows: list[dict[str, Any]] = [{c.HOUR: at, c.EVENTS: int(hours[at])} for at in np.flatnonzero(hours).tolist()]
     known = held[c.CATEGORY_ID].is_valid().to_numpy()
     if known.any():
