@@ -193,11 +193,12 @@ def _said(log: Path, pattern: str, by: Started) -> str:
     """Wait for a line in a log and return what the pattern's group holds."""
     deadline = time.monotonic() + _START_S
     while True:
+        is_last = _alive(by) is None or time.monotonic() > deadline  # before the log: an end comes after its last words
         text = log.read_text(encoding="utf-8", errors="replace")
         found = re.search(pattern, text)
         if found:
             return found[1]
-        if _alive(by) is None or time.monotonic() > deadline:
+        if is_last:
             raise ClusterError(f"{by.name} did not start; the end of {log}: {text[-1500:]}")
         time.sleep(0.1)
 

@@ -1,5 +1,6 @@
 """Submitting the jobs' scripts to a live cluster, seeing who works there, and comparing what came out."""
 
+import contextlib
 import json
 import os
 import re
@@ -164,7 +165,8 @@ class Driver:
         if not self.is_over():
             process = psutil.Process(self.process.pid)
             for one in (*process.children(recursive=True), process):
-                one.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
             self.process.wait()
 
 

@@ -82,3 +82,20 @@ def test_a_master_that_does_not_start_is_told_with_the_end_of_its_log(
     with pytest.raises(ClusterError, match=r"master did not start; .*no Java here"):
         cluster.up(tmp_path / "own")
     assert not (tmp_path / "own" / cluster.STATE).exists()
+
+
+def test_what_a_master_says_just_before_its_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "spark-class"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    log = tmp_path / "own" / "master.log"
+
+    def says_its_last(record: Started) -> None:
+        assert record.name == "master"
+        log.write_text("no Java here\n")
+
+    monkeypatch.setattr(cluster, "spark_home", lambda: tmp_path)
+    monkeypatch.setattr(cluster, "_alive", says_its_last)
+    with pytest.raises(ClusterError, match=r"master did not start; .*no Java here"):
+        cluster.up(tmp_path / "own")
