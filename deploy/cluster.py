@@ -9,6 +9,7 @@ every process by id and start time, so that only those are ended that were start
 
 import argparse
 import contextlib
+import http.client
 import importlib.util
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any
 import psutil
 
 from jobs.java import ensure_java
+from jobs.processes import began
 
 TOP = Path(__file__).resolve().parent.parent
 STATE = "cluster.json"
@@ -39,11 +41,11 @@ class ClusterError(Exception):
 
 @dataclass(frozen=True)
 class Started:
-    """A process that `up` started; `began` tells it from a later one with the same id."""
+    """A process that `up` started; `began` tells it from a later one with the same id (jobs.processes)."""
 
     name: str
     pid: int
-    began: float
+    began: str | None
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,11 @@ class Cluster:
         return found
 
     def alive(self) -> int:
-        """Number of workers that the Master can use."""
-        return sum(worker["state"] == "ALIVE" for worker in self.workers())
+        """Number of workers that the Master can use; none while it does not answer."""
+        try:
+            return sum(worker["state"] == "ALIVE" for worker in self.workers())
+        except (OSError, http.client.HTTPException):
+            return 0
 
 
 def up(folder: Path, workers: int = 2, cores: int = 1, memory_mib: int = 2048, host: str = "127.0.0.1") -> Cluster:
@@ -176,7 +181,7 @@ def _start(
     own |= {"SPARK_DAEMON_MEMORY": _DAEMON_MEMORY, "TZ": "UTC"}
     # Its executors get what it has: of our own environment nothing that would bring our packages to them.
     kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "JAVA_HOME") if key in os.environ}
-    with (folder / f"{name}.log").open("ab") as log:
+    with (folder / f"{name}.log").open("wb") as log:  # what an earlier one said is not of this one
         process = subprocess.Popen(
             [*prefix, str(spark_home() / "bin" / "spark-class"), *command],
             env={**kept, **own, **environment},
@@ -186,7 +191,7 @@ def _start(
             start_new_session=True,  # a Ctrl-C of whoever looks on is not for the cluster
             cwd=folder,
         )
-    return Started(name, process.pid, psutil.Process(process.pid).create_time())
+    return Started(name, process.pid, began(process.pid))
 
 
 def _said(log: Path, pattern: str, by: Started) -> str:
@@ -206,7 +211,7 @@ def _said(log: Path, pattern: str, by: Started) -> str:
 def _alive(record: Started) -> psutil.Process | None:
     try:
         process = psutil.Process(record.pid)
-        is_same = process.create_time() == record.began and process.status() != psutil.STATUS_ZOMBIE
+        is_same = began(record.pid) == record.began and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return None
     return process if is_same else None
@@ -214,7 +219,10 @@ def _alive(record: Started) -> psutil.Process | None:
 
 def _end(processes: Sequence[psutil.Process]) -> int:
     """Ask every process and its descendants to end, then kill what is left; a stopped one is woken first."""
-    tree = {child.pid: child for process in processes for child in (process, *process.children(recursive=True))}
+    tree: dict[int, psutil.Process] = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tree |= {child.pid: child for child in (process, *process.children(recursive=True))}
     for act in (psutil.Process.resume, psutil.Process.terminate):
         for process in tree.values():
             _unless_gone(act, process)

@@ -1,4 +1,4 @@
-"""What the report shows of interests and activity: small frames, aggregated over users before anything leaves Spark."""
+"""What the report shows of interests and activity: few rows, aggregated over users before anything leaves Spark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -107,14 +107,15 @@ def _added(parts: DataFrame, *keys: str) -> list[Row]:
     return [row.asDict() for row in parts.groupBy(*keys).agg(*values).collect()]
 
 
-def weeks_and_hours(events: DataFrame) -> tuple[list[Row], list[Row]]:
+def weeks_and_hours(events: DataFrame, n_partitions: int) -> tuple[list[Row], list[Row]]:
     """Rows of week, category_id, share, events, and rows of hour, count.
 
     share: the mean over the users active in a week of the share of their events, both without those that have no
-    category. week: its Monday, a date (UTC). hour: 0 = Monday 00:00 UTC … 167. events: as `flat_events`.
+    category. week: its Monday, a date (UTC). hour: 0 = Monday 00:00 UTC … 167. events: as `flat_events`; n_partitions:
+    of users, each held whole in a Python worker.
     """
     narrow = events.select(c.USER_ID, c.CATEGORY_ID, F.unix_micros(c.EVENT_TIME).alias("time_us"))
-    parts = narrow.repartition(c.USER_ID).mapInArrow(event_sums, from_arrow_schema(EVENT_SUMS))
+    parts = narrow.repartition(n_partitions, c.USER_ID).mapInArrow(event_sums, from_arrow_schema(EVENT_SUMS))
     rows = _added(parts, WEEK, c.CATEGORY_ID, c.HOUR)
     hours = [{c.HOUR: row[c.HOUR], "count": row[c.EVENTS]} for row in rows if row[c.HOUR] is not None]
     active = {row[WEEK]: row[USERS] for row in rows if row[WEEK] is not None and row[c.CATEGORY_ID] is None}

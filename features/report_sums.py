@@ -2,7 +2,7 @@
 
 A step is where an interest stands: PAST (the user's latest events), NEXT (the next event), or a number of days ahead.
 
-Letters: n listed interests at steps, g pairs of a user and a step.
+Letters: n listed interests at steps.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -161,7 +161,8 @@ def event_sums(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     rows: list[dict[str, Any]] = [{c.HOUR: at, c.EVENTS: int(hours[at])} for at in np.flatnonzero(hours).tolist()]
     known = held[c.CATEGORY_ID].is_valid().to_numpy()
     if known.any():
-        rows += _weeks(held.filter(pa.array(known)), time_us[known] // _DAY_US)
+        named = held.select([c.USER_ID, c.CATEGORY_ID])
+        rows += _weeks(named.filter(pa.array(known)), time_us[known] // _DAY_US)
     yield pa.RecordBatch.from_pylist(rows, schema=EVENT_SUMS)
 
 

@@ -94,11 +94,14 @@ def score_share(
     since `before` or whose session ended meanwhile. A row of length 0 says that nothing is left of a user.
     whole_states: give the states of all of them; else of those alone who were scored, not of the carried ones.
 
+    Rows may come in any order, as a shuffle brings them. The last bit of a probability depends on which rows share a
+    batch: they are sorted by user, so that the same rows give the same scores.
+
     Raises:
         ContractError: states are damaged or not this model's.
     """
     gone = rows[c.USER_ID].filter(pc.equal(rows[c.LENGTH], 0))
-    rows = rows.filter(pc.greater(rows[c.LENGTH], 0))
+    rows = rows.filter(pc.greater(rows[c.LENGTH], 0)).sort_by(c.USER_ID)
     histories = histories_of(rows, scorer)
     states = _known(before, scorer, run) if before is not None else _nothing_known(scorer)
     users = before.states[c.USER_ID].combine_chunks() if before is not None else pa.array([], pa.string())

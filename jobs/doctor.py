@@ -21,7 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from jobs.commands import command_parser
-from jobs.java import JAVA_VERSIONS, ensure_java, java_major, java_version_text
+from jobs.java import JAVA_VERSIONS, ensure_java, java_major
 from jobs.terminal import GREEN, RED, paint
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
@@ -147,10 +147,7 @@ def check_packages() -> list[Finding]:
 
 def check_java() -> list[Finding]:
     """The Java that Spark will start is one it runs on."""
-    ensure_java()
-    home = os.environ.get("JAVA_HOME")
-    java = str(Path(home) / "bin" / "java") if home else shutil.which("java")
-    text = java_version_text(java) if java else "no java"
+    java, text = ensure_java()
     major = java_major(text)
     if major not in JAVA_VERSIONS:
         found = f"Java {major}" if major else " ".join(text.split())

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +44,9 @@ def archive_path(java: Java) -> Path | None:
     """Where the archive for a Java and this Spark lies, below this Python; None for a Java that has no archives."""
     if (java_major(java.version) or 0) < _FIRST_WITH_ARCHIVES:
         return None
-    kind = hashlib.sha256(f"{java.version}\n{metadata.version('pyspark')}".encode()).hexdigest()[:12]
+    from pyspark import __version__ as spark  # of the Spark that is imported, put there by pip or not
+
+    kind = hashlib.sha256(f"{java.version}\n{spark}".encode()).hexdigest()[:12]
     return Path(sys.prefix, "share", "interest-evolution", f"spark-{kind}.jsa")
 
 
@@ -61,12 +62,13 @@ def has_base_archive(java: Java) -> bool:
 
 
 def java_version_text(java: str) -> str:
-    """What `java -version` prints, or why it does not run."""
+    """What `java -version` prints of itself, or why it does not run."""
     try:
         answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return answer.stderr + answer.stdout
+    lines = (answer.stderr + answer.stdout).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("Picked up "))  # variables of the caller
 
 
 def java_major(text: str) -> int | None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,17 @@ from jobs.cli import EXIT_CONTRACT, EXIT_OTHER, EXIT_USAGE, run_job, say
 from jobs.settings import UsageError
 from jobs.watching import BAR, terminal_bar
 from model.environment import RANKS_HERE
-from model.errors import ModelError
+from model.errors import ModelError, rank_gone
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
 _REPORT = "\x1ereport "  # starts the line in which a rank on another machine hands its error over
+_KILLED = re.compile(r"Exit code: (?:137|-9)\b")  # horovodrun's last words, of the rank that was the first to end
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
 STALL_KEY, STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
+# Ranks find each other within it though one machine loads TensorFlow slower than another. Elastic ones have Horovod's
+# 30 s: so long the others wait for one that is lost while they meet.
+PATIENCE = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "120"}
 _STOP_S = 5  # for a rank to end by itself after SIGTERM
 _TYPES = {kind.__name__: kind for kind in (UsageError, ContractError, ModelError)}
 
@@ -49,13 +54,15 @@ def start_ranks(
         places = ["-H", hosts] if hosts else []
         elastic = [] if min_ranks is None else _elastic_options(ranks, min_ranks, is_here=hosts is None)
         horovodrun = str(Path(sys.executable).with_name("horovodrun"))
-        command = [horovodrun, "--gloo", "-np", str(ranks), *places, *elastic, *command]
+        # Its cache of what it checked is one file of the user, which two of them at once would tear.
+        command = [horovodrun, "--gloo", "--disable-cache", "-np", str(ranks), *places, *elastic, *command]
     project = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(part for part in (project, os.environ.get("PYTHONPATH")) if part)
     with tempfile.TemporaryDirectory(prefix="interest-ranks-") as status:
         stall = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S)}
         here = {} if hosts else {RANKS_HERE: str(ranks)}
-        environment = {**os.environ, **stall, **here, "PYTHONPATH": path, _STATUS_DIR: status}
+        patience = PATIENCE if min_ranks is None else {}
+        environment = {**patience, **os.environ, **stall, **here, "PYTHONPATH": path, _STATUS_DIR: status}
         bar = terminal_bar()
         if bar:
             environment[BAR] = "1"
@@ -65,7 +72,9 @@ def start_ranks(
             if bar:
                 bar.close()
         if code != 0:
-            raise _first_error(Path(status)) or RuntimeError(f"{module} ended with exit code {code}. {rest}")
+            silent = RuntimeError(f"{module} ended with exit code {code}. {rest}")
+            was_killed = code == -signal.SIGKILL or _KILLED.search(rest)
+            raise _first_error(Path(status)) or (ModelError(rank_gone()) if was_killed else silent)
 
 
 def run_rank(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
@@ -109,7 +118,9 @@ def _is_told_elsewhere(error: Exception) -> bool:
     folder, report = Path(os.environ[_STATUS_DIR]), json.dumps(error_report(error))
     name = f"rank-{os.environ.get(_RANK, '0')}-{os.getpid()}.json"  # elastic ranks may start with one rank twice
     if folder.is_dir():
-        (folder / name).write_text(report, encoding="utf-8")
+        hidden = folder / f".{name}"
+        hidden.write_text(report, encoding="utf-8")
+        hidden.replace(folder / name)  # whoever ends this rank while it writes leaves no half of it
     else:
         say(f"{_REPORT}{name} {report}")
     return True
@@ -181,6 +192,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
     _, alive = psutil.wait_procs(family, timeout=_STOP_S)
     for member in alive:
         _signal(member.kill)
+    psutil.wait_procs(alive, timeout=_STOP_S)
     process.wait()
 
 

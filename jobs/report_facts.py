@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from math import ceil
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -13,6 +14,7 @@ from features import columns as c
 from features import report as aggregates
 from features.contracts import FLAGGED_USERS, OPEN_SESSIONS, REJECTED_EVENTS, SCORES, SESSIONS, ContractError
 from features.events import midnight
+from features.partitions import EVENT_GROWTH, partitions_for
 from features.report import ReportSpec
 from features.report_sums import NEXT, PAST, STEP
 from features.score_checks import sample_of
@@ -40,6 +42,7 @@ class ReportFacts:
     route: Sequence[int] = ()  # the steps of the flows
     weekly: Sequence[Row] = ()  # see weeks_and_hours
     hours: Sequence[Row] = ()  # see weeks_and_hours
+    weeks: int = 0  # calendar weeks that these look back over, the day's own included
     activity: Sequence[Row] = ()  # see activity
     samples: Mapping[str, Sequence[str]] = field(default_factory=dict)  # reason → raw rows
     rules: Sequence[Row] = ()  # days that a rule of denoising flags
@@ -64,10 +67,14 @@ def gather(
     share = min(1.0, spec.users / max(made.rows, 1))
     scores = sample_of(every, share).persist()
     since = dt + timedelta(days=1) - timedelta(weeks=spec.weeks)
-    all_events = _recent_events(spark, store, dt, since - timedelta(days=since.weekday()))
+    monday = since - timedelta(days=since.weekday())
+    all_events, n_bytes = _recent_events(spark, store, dt, monday)
     events = sample_of(all_events, share).persist()
+    n_partitions = partitions_for(
+        ceil(n_bytes * share * EVENT_GROWTH), settings.sequences.partition_mib, spark.sparkContext.defaultParallelism
+    )
     try:
-        weekly, hours = aggregates.weeks_and_hours(events)
+        weekly, hours = aggregates.weeks_and_hours(events, n_partitions)
         shown = _interests(scores, weekly, spec)
         people, notes = people_facts(spark, settings, store, dt, scores, events)
         sampled = scores.count()
@@ -79,6 +86,7 @@ def gather(
         night=night_facts(store, settings, dt, stages),
         quality=quality_facts(store, dt, spec.nights),
         weekly=weekly,
+        weeks=(dt - monday).days // 7 + 1,
         hours=hours,
         activity=_rows(aggregates.activity(all_events)),
         samples=_samples(spark, store, dt, spec.rejected_samples),
@@ -108,17 +116,20 @@ def _interests(scores: DataFrame, weekly: Sequence[Row], spec: ReportSpec) -> di
     return {"shares": shares, "flows": flows, "route": route}
 
 
-def _recent_events(spark: SparkSession, store: Store, dt: date, since: date) -> DataFrame:
-    """Events from a day on, of the day's history, open sessions included; partitions that end before it stay closed."""
+def _recent_events(spark: SparkSession, store: Store, dt: date, since: date) -> tuple[DataFrame, int]:
+    """Events from a day on, of the day's history, open sessions included, and the bytes of the files that hold them.
+
+    Partitions that end before it stay closed.
+    """
     start = midnight(since)
     chain = [m for m in session_chain(store, dt) if m.max_time is None or m.max_time >= start.isoformat()]
-    opened = store.read(spark, OPEN_SESSIONS, dt, "jobs/sessionize.py")
-    if not chain:
-        sessions = opened
-    else:
+    opened = store.manifest(OPEN_SESSIONS.name, dt, "jobs/sessionize.py")
+    sessions = store.read(spark, OPEN_SESSIONS, dt, "jobs/sessionize.py")
+    if chain:
         paths = [store.path(SESSIONS.name, manifest.dt) for manifest in chain]
-        sessions = spark.read.schema(SESSIONS.schema).parquet(*paths).unionByName(opened)
-    return flat_events(sessions).where(F.col(c.EVENT_TIME) >= F.lit(start))
+        sessions = spark.read.schema(SESSIONS.schema).parquet(*paths).unionByName(sessions)
+    n_bytes = sum(int(file["bytes"]) for manifest in [*chain, opened] for file in manifest.files)
+    return flat_events(sessions).where(F.col(c.EVENT_TIME) >= F.lit(start)), n_bytes
 
 
 def _samples(spark: SparkSession, store: Store, dt: date, n: int) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from features.report import ReportSpec
-from features.report_sums import NEXT, PAST
+from features.report_sums import NEXT, OTHERS, PAST
 from jobs.report_facts import ReportFacts
 from jobs.report_figure import BLUE, DASHES, GREY, PALETTE, RED, SCALE, Figure, percent, rgba, short, step_name
 
@@ -100,10 +100,10 @@ def flow_figure(facts: ReportFacts) -> Figure:
         after = facts.route[position[row["step"]] + 1]
         if after == facts.route[-1]:
             weight[after, row["to"]] = weight.get((after, row["to"]), 0) + row["users"]
-    for key in sorted(weight, key=lambda k: (position[k[0]], k[1] == "all others", -weight[k], k[1])):
+    for key in sorted(weight, key=lambda k: (position[k[0]], k[1] == OTHERS, -weight[k], k[1])):
         nodes[key] = len(nodes)
     names = list(dict.fromkeys(node[1] for node in nodes))
-    colour = {n: GREY if n == "all others" else PALETTE[i % (len(PALETTE) - 1)] for i, n in enumerate(names)}
+    colour = {n: GREY if n == OTHERS else PALETTE[i % (len(PALETTE) - 1)] for i, n in enumerate(names)}
     links = sorted(facts.flows, key=lambda r: (position[r["step"]], -r["users"], r["from"], r["to"]))
     sankey = {
         "type": "sankey",
@@ -233,7 +233,7 @@ def hours_figure(facts: ReportFacts) -> Figure:
     }
     best = max(counts, key=lambda hour: (counts[hour], -hour))
     says = (
-        f"Events by hour of the week (UTC) over the last {len({r['week'] for r in facts.weekly})} calendar weeks. The "
+        f"Events by hour of the week (UTC) over the last {facts.weeks} calendar weeks. The "
         f"busiest hour begins on {_DAYS[best // 24]} at {best % 24:02d}:00."
     )
     hours = {"title": {"text": "hour of the day, UTC"}, "type": "category", "dtick": 3}

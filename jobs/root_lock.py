@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 
+from jobs.processes import began
 from jobs.store import Store
 
 _FOLDER, _LOCKS = "_nightly", ".lock"
@@ -161,7 +162,7 @@ def _identity(job: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot": _boot(),
         "pid": os.getpid(),
-        "began": _began(os.getpid()),
+        "began": began(os.getpid()),
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -174,21 +175,11 @@ def _is_dead(holder: Mapping[str, Any]) -> bool:
         return False
     if holder.get("boot") != _boot():
         return True
-    return _began(int(holder.get("pid", 0))) != holder.get("began")
+    return began(int(holder.get("pid", 0))) != holder.get("began")
 
 
 def _boot() -> str | None:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else None
-
-
-def _began(pid: int) -> str | None:
-    """Clock tick at which a living process began, None where there is none or only its exit code is left."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # after the name, which may hold spaces: state, parent, … (proc(5))
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def _held(path: str, holder: Mapping[str, Any]) -> HeldError:

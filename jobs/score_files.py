@@ -156,12 +156,7 @@ def _score_bucket(batches: Iterator[pa.RecordBatch], plan: ScorePlan) -> Iterato
 
 
 def _joined(came: pa.Table) -> pa.Table:
-    """Rows of sequences by user, each with its user's fallback. It came as a row of its own, without a length.
-
-    Rows come in the order in which the shuffle found them, and the last bit of a probability depends on which rows
-    share a batch: sorted, the same rows give the same scores.
-    """
-    came = came.sort_by(c.USER_ID)
+    """Rows of sequences, each with its user's fallback, which came as a row of its own, without a length."""
     is_row = came[c.LENGTH].is_valid()
     rows, others = came.filter(is_row), came.filter(pc.invert(is_row))
     at = pc.index_in(rows[c.USER_ID].combine_chunks(), others[c.USER_ID].combine_chunks())

@@ -23,17 +23,16 @@ import psutil
 from pyspark.sql import SparkSession
 
 from jobs.line_channel import Address, FarStream, listen
-from jobs.ranks import STALL_KEY, STALL_S, error_of, error_report
+from jobs.ranks import PATIENCE, STALL_KEY, STALL_S, error_of, error_report
 from jobs.settings import UsageError
 from model.environment import RANK_CORES
-from model.errors import ModelError
+from model.errors import ModelError, rank_gone
 
 START_TIMEOUT_S = 300  # for every rank to get a slot of the cluster, executors that are started on demand included
 _POLL_S = 1.0  # seconds between two looks at the tasks
 _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the run is interrupted
 # What ranks printed comes by threads of their own, after the news of an end: at least, for all to speak, and at most.
 _LAST_WORDS_S = (3.0, 10.0)
-_GLOO_TIMEOUT_S = 120  # ranks find each other within it though one machine loads TensorFlow slower than another
 _RANK = "HOROVOD_RANK"
 _PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
 _NAMELESS = re.compile(r"Unable to find address for: (\S+)")
@@ -65,7 +64,7 @@ def run_in_executors(
     settings = context.getConf()
     cores = settings.get("spark.task.cpus", "1")
     _check_slots(context, ranks, int(cores))
-    own = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S), "HOROVOD_GLOO_TIMEOUT_SECONDS": str(_GLOO_TIMEOUT_S)}
+    own = {STALL_KEY: os.environ.get(STALL_KEY, STALL_S), **PATIENCE}
     is_local = str(context.master).startswith("local")
     if not is_local:
         own[RANK_CORES] = cores
@@ -311,10 +310,7 @@ class _Noise:
         time.sleep(least_s)
         while (said := self._explanation()) is None and time.monotonic() < until:
             time.sleep(_POLL_S / 4)
-        return said or ModelError(
-            "Training stopped because a rank is gone (killed, out of memory, or its executor). Start it again: it goes "
-            "on from the latest checkpoint."
-        )
+        return said or ModelError(rank_gone(place="executor"))
 
     def _explanation(self) -> Exception | None:
         """What Gloo or a stack trace says last."""

@@ -5,12 +5,14 @@ import json
 import posixpath
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import pyarrow.parquet as pq
@@ -69,11 +71,18 @@ class Store:
         return f"{self.root}/{table}/dt={dt}"
 
     def staging(self, table: str, dt: date | str) -> str:
-        """An empty place beside the partition, hidden from readers, to write into before `publish`."""
-        path = f"{self.root}/{table}/_staging-{dt}"
-        if self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
-        return path
+        """A new place beside the partition, hidden from readers, to write into before `publish`.
+
+        No place is given twice, as tasks of a run that was killed may write on for a while; what such a run left is
+        removed where that succeeds.
+        """
+        folder = f"{self.root}/{table}"
+        if self.fs.exists(folder):
+            for path in self.fs.ls(folder, detail=False):
+                if posixpath.basename(path.rstrip("/")).partition(".")[0] == f"_staging-{dt}":
+                    with suppress(OSError):
+                        self.fs.rm(path, recursive=True)
+        return f"{folder}/_staging-{dt}.{uuid4().hex[:8]}"
 
     def dates(self, table: str) -> list[str]:
         """Days of the partitions that may be read, rising."""

@@ -6,7 +6,6 @@ vocabulary (PAD and OOV included), K kept.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,15 +19,12 @@ from model.network import Tensor
 from model.outlook import hazards_of, outlook
 from model.repeats import NOWHERE, Modes, certain, columns_of, merged
 from model.returns import back
+from model.row_batches import BATCH_ROWS, POSITION_STEP, ROW_STEP, batches_of, filled, filled_cut, rounded_up
 from model.row_checks import check_ids, check_rows, check_silence, check_states
 from model.spec import WHEN
 from model.top import TopColumns, top_columns
 from model.workers import use_threads
 
-BATCH_ROWS = 256  # large enough for full matrix-multiply speed
-# Batches have few different shapes, for which a library may prepare itself: rows and positions are rounded up to these.
-_ROW_STEP, _POSITION_STEP = 32, 8
-_BATCH_CELLS = 640  # what starting a batch costs, in positions read of a row: 2.5 ms of 4 us each
 _FUTURE_CELLS = 1 << 22  # categories × horizons × rows at a time; each costs some ten numbers on the way
 _HAZARD_ROWS = 4096  # rows at a time where each costs a few numbers only
 
@@ -153,11 +149,11 @@ class Predictor:
         after = np.array(state, np.float32)
         order = np.argsort(-length, kind="stable")
         order = order[: int((length > 0).sum())]
-        n_read = np.minimum(_up(length[order], _POSITION_STEP), self.sizes.length)  # [n] positions, falling
-        for some in _batches_of(n_read):
+        n_read = np.minimum(rounded_up(length[order], POSITION_STEP), self.sizes.length)  # [n] positions, falling
+        for some in batches_of(n_read):
             rows, n_positions = order[some], int(n_read[some.start])
-            events = {name: _filled(channels[name][rows, :n_positions]) for name in c.CHANNELS}
-            found = self._advance(events, _filled(length[rows]), _filled(after[rows]))
+            events = {name: filled(channels[name][rows, :n_positions]) for name in c.CHANNELS}
+            found = self._advance(events, filled(length[rows]), filled(after[rows]))
             after[rows] = found.numpy()[: len(rows)]
         return after
 
@@ -187,8 +183,8 @@ class Predictor:
         parts = []
         for start in range(0, len(next_gap), BATCH_ROWS):
             some = slice(start, start + BATCH_ROWS)
-            held = _held(row, some)
-            found = self._top(_filled(state[some]), _filled(next_gap[some]), held, *map(np.int32, k))
+            held = filled_cut(row, some)
+            found = self._top(filled(state[some]), filled(next_gap[some]), held, *map(np.int32, k))
             parts.append([values.numpy()[: len(next_gap[some])] for values in found])
         item_ids, item_p, category_ids, category_p = (
             np.concatenate([np.zeros((0, k[at // 2]), kind), *(part[at] for part in parts)])
@@ -219,8 +215,8 @@ class Predictor:
         log_p = np.zeros((2, len(next_gap)), np.float32)
         for start in range(0, len(next_gap), BATCH_ROWS):
             some = slice(start, start + BATCH_ROWS)
-            before, gap, *ids = (_filled(values[some]) for values in (state, next_gap, item_ids, category_ids))
-            for found, of in zip(self._log_p(before, gap, _held(row, some), *ids), log_p, strict=True):
+            before, gap, *ids = (filled(values[some]) for values in (state, next_gap, item_ids, category_ids))
+            for found, of in zip(self._log_p(before, gap, filled_cut(row, some), *ids), log_p, strict=True):
                 of[some] = found.numpy()[: len(next_gap[some])]
         return log_p[0], log_p[1]
 
@@ -259,10 +255,10 @@ class Predictor:
         self._check_states(state, n)
         parts: list[dict[str, Floats]] = []
         cells = max(1, len(heads.horizons_s)) * self.sizes.categories
-        step = max(_ROW_STEP, min(BATCH_ROWS, _FUTURE_CELLS // cells // _ROW_STEP * _ROW_STEP))
+        step = max(ROW_STEP, min(BATCH_ROWS, _FUTURE_CELLS // cells // ROW_STEP * ROW_STEP))
         for at in range(0, n, step):
             some = slice(at, at + step)
-            found = self._future(_filled(state[some]), _filled(hour_code[some]), _filled(silence_s[some]))
+            found = self._future(filled(state[some]), filled(hour_code[some]), filled(silence_s[some]))
             parts.append({name: values.numpy()[: len(state[some])] for name, values in found.items()})
         if not parts:
             empty = self._future.get_concrete_function().structured_outputs
@@ -283,7 +279,7 @@ class Predictor:
         hazards = np.zeros((len(state), len(self.back_bins) - 1), np.float32)
         for at in range(0, len(state), _HAZARD_ROWS):
             some = slice(at, at + _HAZARD_ROWS)
-            hazards[some] = self._hazards(_filled(state[some])).numpy()[: len(state[some])]
+            hazards[some] = self._hazards(filled(state[some])).numpy()[: len(state[some])]
         return self._back(hazards, silence_s)
 
     def _back(self, hazards: Floats, silence_s: Ints) -> NDArray[np.float64]:
@@ -381,41 +377,3 @@ class Predictor:
     def _logits(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         logits: dict[str, Tensor] = self._network.last(rows, rows[c.LENGTH], rows[c.NEXT_GAP])
         return logits
-
-
-def _batches_of(n_positions: Ints) -> Iterator[slice]:
-    """Rows in batches of at most BATCH_ROWS, so that reading them costs least; n_positions: [n] of each row, falling.
-
-    A batch reads as many positions as its first row has, so it ends early where those that follow are much shorter.
-    """
-    n_steps = -(-len(n_positions) // _ROW_STEP)
-    costs, firsts = [0], [0]  # of the first so many steps: what they cost at best, and where their last batch starts
-    for stop in range(1, n_steps + 1):
-        starts = range(stop - 1, max(-1, stop - 1 - BATCH_ROWS // _ROW_STEP), -1)  # of the last batch
-        found = [costs[at] + _BATCH_CELLS + (stop - at) * _ROW_STEP * int(n_positions[at * _ROW_STEP]) for at in starts]
-        costs.append(min(found))
-        firsts.append(starts[found.index(costs[-1])])
-    bounds = [n_steps]
-    while bounds[-1] > 0:
-        bounds.append(firsts[bounds[-1]])
-    for start, stop in pairwise(reversed(bounds)):
-        yield slice(start * _ROW_STEP, min(stop * _ROW_STEP, len(n_positions)))
-
-
-def _up(number: Any, step: int) -> Any:
-    """The least multiple of `step` from a number on, or from each of several."""
-    return -(-number // step) * step
-
-
-def _held(row: Mapping[str, Ints], some: slice) -> dict[str, Ints]:
-    """Some of the rows, cut behind the longest one and filled up."""
-    n_positions = _up(max(int(row[c.LENGTH][some].max(initial=0)), 1), _POSITION_STEP)
-    return {
-        name: _filled(values[some] if values.ndim == 1 else values[some, :n_positions]) for name, values in row.items()
-    }
-
-
-def _filled(rows: NDArray[Any]) -> NDArray[Any]:
-    """Rows of zeros at the end, up to a multiple of _ROW_STEP."""
-    missing = _up(len(rows), _ROW_STEP) - len(rows)
-    return np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), rows.dtype)]) if missing else rows

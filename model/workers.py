@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from model.environment import RANK_CORES, RANKS_HERE
-from model.errors import ModelError
+from model.errors import ModelError, rank_gone
 from model.network import Tensor
 from model.spec import TrainingSpec
 
@@ -255,10 +255,7 @@ def guarded(call: Callable[[], T]) -> T:
     except (tf.errors.OpError, RuntimeError) as error:
         if "orovod" not in str(error) and "orovod" not in type(error).__module__:
             raise
-        raise RankLostError(
-            "Training stopped because another rank is gone (killed, out of memory, or its machine). "
-            "Start it again: it goes on from the latest checkpoint."
-        ) from error
+        raise RankLostError(rank_gone("another rank")) from error
 
 
 def stop_all(workers: Workers, message: str) -> NoReturn:

@@ -155,7 +155,7 @@ class Setup:
             if not was_there:
                 raise SetupError(f"Horovod was built but can't be loaded: {self._log_tail()}")
             say("the cached wheel can't be loaded; ", end="")
-            wheel.unlink()
+            wheel.unlink(missing_ok=True)  # another set-up may have come to the same
             wheel, _ = horovod_wheel.cached_wheel(folder, self._build_horovod)
             if not self._put_horovod(wheel):
                 raise SetupError(f"Horovod was built but can't be loaded: {self._log_tail()}")

@@ -1,7 +1,9 @@
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from pyspark.sql import SparkSession
 from xdist.scheduler import LoadScopeScheduling
@@ -11,6 +13,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("INTEREST_SPARK_PROFILE", "test")
 # JVMs of tests live for seconds: what they would gain by optimizing their code further takes longer than it saves.
 os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# A shell has its jobs in the background ignore Ctrl-C, and what tests start, to interrupt it, would do so too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Modules that look at the finished demo, which takes minutes, and so share a process.
 _OF_THE_DEMO = {"tests/e2e/test_api.py", "tests/e2e/test_demo.py"}

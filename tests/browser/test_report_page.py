@@ -207,7 +207,7 @@ def large_facts() -> ReportFacts:
         route=(PAST, 7, 30), weekly=weekly, hours=[{"hour": h, "count": 1000 + h} for h in range(168)],
         activity=[{"events": n, "users": 200_000 // n} for n in range(1, 5001)],
         samples={"bad_time": ["x" * 400] * 5}, people=[{**person, "user": f"user {k}"} for k in range(60)],
-        provenance={"model": users}, sampled_users=users,
+        provenance={"model": users}, sampled_users=users, weeks=9,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def time_to_begin() -> None:
 @pytest.fixture(autouse=True)
 def time_left() -> None:
     """For one more test, on a busy machine."""
-    skip_unless_left(120)
+    skip_unless_left(150)
 
 
 @pytest.fixture(scope="session")

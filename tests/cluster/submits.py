@@ -133,7 +133,8 @@ class Site:
 
     def python_workers(self) -> list[psutil.Process]:
         """Processes that run our Python in executors: forked by the daemon of each executor."""
-        daemons = [child for jvm in self.executors() for child in _children(jvm) if "pyspark.daemon" in _command(child)]
+        found = [child for jvm in self.executors() for child in _children(jvm) if "pyspark.daemon" in _command(child)]
+        daemons = [process for process in found if not _command(process).startswith("/bin/sh")]  # becomes the daemon
         return [worker for daemon in daemons for worker in _children(daemon)]
 
 

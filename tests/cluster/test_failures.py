@@ -112,7 +112,7 @@ def test_a_lost_python_worker_or_a_straggler_changes_no_row(
     root = copy_without(local_root, tmp_path / "root", *SCORED)
     driver = site.submit("score", root)
     wait_for("Python in an executor", site.python_workers, driver)
-    what(whom(site))
+    what(wait_for("whom it concerns", lambda: whom(site), driver))
     assert not driver.is_over(), "it was over before"
     driver.finished()
     assert rows(root, SCORES.name) == rows(local_root, SCORES.name)

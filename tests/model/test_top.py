@@ -30,7 +30,7 @@ def _check(answers: np.ndarray, table: np.ndarray, bias: np.ndarray, k: int, blo
     np.testing.assert_allclose(found.log_p, np.take_along_axis(log_p, order, axis=1), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_rows=st.integers(1, 5),
     n_columns=st.integers(1, 12 * GROUP + 5),

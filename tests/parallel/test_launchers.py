@@ -124,8 +124,8 @@ def test_a_cluster_without_room_for_every_rank_is_told_of_in_time(spark: SparkSe
     try:
         while not at_work.exists():
             time.sleep(0.1)
-        with pytest.raises(TimeoutError, match=r"1 of 2 ranks had a slot .* after 3 s, .* --start-timeout"):
-            run_in_executors(spark, 2, lambda: None, lambda _line: None, {}, start_timeout_s=3)
+        with pytest.raises(TimeoutError, match=r"1 of 2 ranks had a slot .* after 5 s, .* --start-timeout"):
+            run_in_executors(spark, 2, lambda: None, lambda _line: None, {}, start_timeout_s=5)
     finally:
         ended.touch()
         busy.join()

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ TOLERANCE = (
     1e-5  # of weights, between trainings with other numbers of ranks; with two ranks they were equal bit for bit
 )
 DELAY_S = 0.05  # at most between a chosen step and the kill: longer than a step or a checkpoint takes
-SPARE_STEPS = 15  # from the last step that is chosen to the end, so that a kill comes before it
+SPARE_STEPS = 30  # from the last step that is chosen to the end, so that a kill comes before it
 
 
 class Start:
@@ -61,7 +62,8 @@ class Start:
         finally:
             victims = rng.sample(own, min(n_victims, len(own)))
             for path in victims:
-                os.kill(int(path.stem.rpartition("-")[2]), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # what went wrong before is told instead
+                    os.kill(int(path.stem.rpartition("-")[2]), signal.SIGKILL)
         print(f"{self._case}: {n_victims} of {self._ranks} killed {delay_s * 1000:.0f} ms after {after} steps")
         return victims
 

@@ -103,7 +103,7 @@ def test_flows_go_from_step_to_step_and_leave_out_who_is_not_told_the_next_one(s
 
 
 def test_weeks_weigh_every_user_alike(events: DataFrame) -> None:
-    weeks, _ = report.weeks_and_hours(events)
+    weeks, _ = report.weeks_and_hours(events, 2)
     found = {(row[WEEK], row[c.CATEGORY_ID]): (row[c.SHARE], row[c.EVENTS]) for row in weeks}
     first, second = date(2024, 3, 4), date(2024, 3, 11)
     assert found == {
@@ -114,12 +114,12 @@ def test_weeks_weigh_every_user_alike(events: DataFrame) -> None:
 
 
 def test_hours_run_from_monday_to_sunday(events: DataFrame) -> None:
-    _, hours = report.weeks_and_hours(events)
+    _, hours = report.weeks_and_hours(events, 2)
     assert {row[c.HOUR]: row["count"] for row in hours} == {0: 4, 24 + 13: 2, 167: 1}
 
 
 def test_events_without_any_category_have_hours_and_no_weeks(events: DataFrame) -> None:
-    weeks, hours = report.weeks_and_hours(events.where(F.col(c.CATEGORY_ID).isNull()))
+    weeks, hours = report.weeks_and_hours(events.where(F.col(c.CATEGORY_ID).isNull()), 2)
     assert (weeks, hours) == ([], [{c.HOUR: 24 + 13, "count": 1}])
 
 

@@ -499,7 +499,7 @@ def test_the_job_writes_rows_a_summary_and_a_manifest(job):
     assert row_of(result.evaluation, "category", "recall", 1, "model").value == 1 / 2
     # Markov learns the round from training events alone.
     assert row_of(result.evaluation, "item", "hr", 1, "markov").value == 1
-    assert not (job.root / "evaluation" / "_staging-2024-03-10").exists()
+    assert [path.name for path in (job.root / "evaluation").iterdir()] == ["dt=2024-03-10"]
 
 
 def test_the_days_ahead_are_judged_over_those_who_stayed_away_too(job):

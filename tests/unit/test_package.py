@@ -20,7 +20,7 @@ def test_equal_sources_give_equal_bytes(tmp_path: Path) -> None:
     for name, order in (("a", 1), ("b", -1)):
         top = tmp_path / name
         for folder in package.PACKAGES[::order]:
-            shutil.copytree(package.TOP / folder, top / folder)
+            shutil.copytree(package.TOP / folder, top / folder, ignore=shutil.ignore_patterns("__pycache__"))
         os.utime(top / "jobs" / "cli.py", (order * 10**6 + 10**7, 10**9))
         (top / "jobs" / "__pycache__").mkdir(exist_ok=True)
         (top / "jobs" / "__pycache__" / f"{name}.pyc").write_text(name)

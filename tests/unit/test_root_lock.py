@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from jobs import nightly, root_lock, score
+from jobs.processes import began
 from jobs.root_lock import LOCK, HeldError, exclusive, one_stage, refuse_if_held
 from jobs.store import Store
 
@@ -37,7 +38,7 @@ with one_stage(Store(sys.argv[1]), "score", date(2024, 3, 1), print):
     sys.stdin.read()
 """
 RACE = """
-import sys, time
+import sys
 from jobs.root_lock import HeldError, exclusive
 from jobs.store import Store
 print("ready", flush=True)
@@ -45,7 +46,7 @@ sys.stdin.readline()
 try:
     with exclusive(Store(sys.argv[1]), "jobs.nightly", lambda said: None):
         print("won", flush=True)
-        time.sleep(3)
+        sys.stdin.readline()  # it holds until every other one has said what it found
 except HeldError:
     print("held", flush=True)
 """
@@ -106,7 +107,7 @@ def test_a_killed_holder_is_succeeded_with_a_line(tmp_path: Path) -> None:
 
 def test_a_pid_that_was_given_again_and_a_boot_that_is_over_are_dead(tmp_path: Path) -> None:
     own = os.getpid()
-    for changes in ({"pid": own}, {"pid": own, "began": root_lock._began(own), "boot": "other"}):
+    for changes in ({"pid": own}, {"pid": own, "began": began(own), "boot": "other"}):
         plant(tmp_path, **changes)
         said: list[str] = []
         with exclusive(Store(str(tmp_path)), "jobs.nightly", said.append):
@@ -139,7 +140,12 @@ def test_of_many_that_take_over_at_once_one_wins(tmp_path: Path) -> None:
         assert run.stdin is not None
         run.stdin.write("go\n")
         run.stdin.flush()
-    said = [run.communicate()[0].strip() for run in runs]
+    said = []
+    for run in runs:
+        assert run.stdout is not None
+        said.append(run.stdout.readline().strip())
+    for run in runs:
+        run.communicate()
     assert sorted(said) == ["held", "held", "held", "won"]
 
 

@@ -50,7 +50,7 @@ def test_a_literal_log() -> None:
     assert (found.precision, found.recall, found.f1) == (0.5, 0.5, 0.5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 90), st.integers(0, 2), st.integers(0, 3)), min_size=1),
     st.integers(1, 60),

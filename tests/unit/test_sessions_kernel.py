@@ -106,7 +106,7 @@ def kernel_sessions(events: list[Event], lateness_days: int, last_day: date) -> 
     return sessions_in(*sessions_of(table_of(events), rules_of(lateness_days, last_day)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(log=LOGS, lateness_days=st.integers(0, 3), days=st.integers(-2, 2))
 @example(log=[Event("ann", NEW_YEAR_US, 1)] * 3, lateness_days=0, days=0)
 def test_kernel_equals_the_slow_oracle(log: list[Event], lateness_days: int, days: int) -> None:
@@ -116,7 +116,7 @@ def test_kernel_equals_the_slow_oracle(log: list[Event], lateness_days: int, day
     assert set(fast) == slow_sessions(log, GAP_S, lateness_days, last_day)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(log=NOISY_LOGS, limits=LIMITS, lateness_days=st.integers(0, 2), days=st.integers(-2, 2))
 def test_denoising_equals_the_slow_oracle(log: list[Event], limits: Limits, lateness_days: int, days: int) -> None:
     last_day = date(2024, 1, 1) + timedelta(days=days)
@@ -137,7 +137,7 @@ def raw_ids(cut: Cut) -> list[tuple[str, int]]:
     return [(row[c.USER_ID], row[c.EVENT_ID]) for row in rows]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(log=NOISY_LOGS, limits=LIMITS, data=st.data())
 def test_day_by_day_with_late_events_equals_one_pass(log: list[Event], limits: Limits, data: st.DataObject) -> None:
     lateness, spec = 1, spec_of(limits)
@@ -175,7 +175,7 @@ def carried_events(sessions: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=table_of([]).schema)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(log=LOGS, data=st.data())
 def test_order_of_the_input_does_not_matter(log: list[Event], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(log))

@@ -326,9 +326,15 @@ def test_two_setups_build_one_wheel(tmp_path: Path) -> None:
 
 def test_a_child_that_outlives_setup_keeps_the_lock(tmp_path: Path) -> None:
     with horovod_wheel.locked(tmp_path / "lock") as lock:
-        child = subprocess.Popen(["sleep", "1"], pass_fds=(lock,))
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))
     waited: list[bool] = []
-    with horovod_wheel.locked(tmp_path / "lock", lambda: waited.append(child.poll() is None)):
+
+    def waiting() -> None:
+        assert child.stdin is not None
+        waited.append(child.poll() is None)
+        child.stdin.close()  # now it ends
+
+    with horovod_wheel.locked(tmp_path / "lock", waiting):
         assert waited == [True]
         assert child.wait(timeout=60) == 0
 

@@ -94,7 +94,7 @@ def silent(events: list[Event], night: int) -> bool:
     return round(as_of(night).timestamp()) * c.MICROS - events[-1][0] > 1800 * c.MICROS
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     nights=lives(),
     anchor_events=st.integers(1, LENGTH),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,8 +143,10 @@ def test_a_rank_without_a_terminal_draws_on_that_of_the_process_that_started_it(
     sent: list[str] = []
     lines = BarLines(sent.append)
     lines.started(PLAN)
-    for step in range(1, 5):
-        lines.step(at(step))
+    with monkeypatch.context() as patch:
+        patch.setattr("model.bar.time", SimpleNamespace(monotonic=lambda: 1000.0))
+        for step in range(1, 5):
+            lines.step(at(step))
     lines.epoch([ROW], True)
     assert len(sent) == 3  # the first step, the last one, and the epoch; those in between came too soon
     screen = io.StringIO()

@@ -106,7 +106,7 @@ HISTORIES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(log=HISTORIES, length=st.integers(2, 6), protocol=st.sampled_from([c.GLOBAL_TIME, c.LEAVE_ONE_OUT]))
 def test_every_event_but_the_first_is_a_train_target_once(
     log: list[tuple[str, int, int]], length: int, protocol: str
@@ -130,7 +130,7 @@ def test_every_event_but_the_first_is_a_train_target_once(
         assert scored[c.SEEN_ITEMS] == sorted(set(items))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(log=HISTORIES)
 def test_inputs_lie_before_the_cutoff_and_labels_at_or_after_it(log: list[tuple[str, int, int]]) -> None:
     found = rows_of(log)
@@ -156,7 +156,7 @@ def test_what_comes_after_a_cutoff_never_shortens_the_history_before_it() -> Non
     assert busy[c.TEST][0][c.ITEM] == alone[c.TEST][0][c.ITEM]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     log=HISTORIES,
     length=st.integers(2, 6),

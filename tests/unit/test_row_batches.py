@@ -1,25 +1,25 @@
-"""How rows of falling length are cut into batches."""
+"""How rows are cut into batches: of falling length, at what cost."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.predict import _BATCH_CELLS, _ROW_STEP, BATCH_ROWS, _batches_of
+from model.row_batches import BATCH_CELLS, BATCH_ROWS, ROW_STEP, batches_of
 
 
 def cost(n_positions: np.ndarray, batches: list[slice]) -> int:
     """Cells read, rows filled up, and what starting each batch costs."""
-    rows = [-(-(some.stop - some.start) // _ROW_STEP) * _ROW_STEP for some in batches]
-    return sum(_BATCH_CELLS + n * int(n_positions[some.start]) for n, some in zip(rows, batches, strict=True))
+    rows = [-(-(some.stop - some.start) // ROW_STEP) * ROW_STEP for some in batches]
+    return sum(BATCH_CELLS + n * int(n_positions[some.start]) for n, some in zip(rows, batches, strict=True))
 
 
 @given(st.lists(st.integers(1, 7), max_size=900))
 def test_batches_hold_every_row_once_and_cost_no_more_than_full_ones(eighths: list[int]) -> None:
     n_positions = np.sort(np.array(eighths, np.int32) * 8)[::-1]
-    batches = list(_batches_of(n_positions))
+    batches = list(batches_of(n_positions))
     assert [row for some in batches for row in range(len(n_positions))[some]] == list(range(len(n_positions)))
-    assert all(0 < some.stop - some.start <= BATCH_ROWS and some.start % _ROW_STEP == 0 for some in batches)
+    assert all(0 < some.stop - some.start <= BATCH_ROWS and some.start % ROW_STEP == 0 for some in batches)
     full = [slice(at, min(at + BATCH_ROWS, len(eighths))) for at in range(0, len(eighths), BATCH_ROWS)]
     assert cost(n_positions, batches) <= cost(n_positions, full)
 
@@ -34,4 +34,4 @@ def test_batches_hold_every_row_once_and_cost_no_more_than_full_ones(eighths: li
     ],
 )
 def test_long_rows_do_not_make_short_ones_wait(lengths: list[int], expected: list[int]) -> None:
-    assert [some.stop - some.start for some in _batches_of(np.array(lengths, np.int32))] == expected
+    assert [some.stop - some.start for some in batches_of(np.array(lengths, np.int32))] == expected
