@@ -62,7 +62,8 @@ EVENT_FIELDS = (
     _column(
         c.EVENT_ID,
         _LONG,
-        "the log's own order or id, else a hash of user, item, action and time; with user_id it names one event",
+        "rises with the log's own order; else a hash of all that a row says, its id included; with user_id it names "
+        "one event",
     ),
     _column(c.ITEM_ID, _STRING, "what was acted on"),
     _column(c.CATEGORY_ID, _STRING, "the item's category at that moment, where the log knows it", nullable=True),

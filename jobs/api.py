@@ -64,7 +64,7 @@ def sessionize(events: DataFrame, settings: Settings, last_day: date, n_partitio
 
     Args:
         events: one row an event, as `events_v1` has it (docs/contracts.md): user_id, event_id, event_time, item_id,
-            category_id, action and dwell_s. In any order; all events of a user whose sessions are wanted.
+            category_id and action. In any order; all events of a user whose sessions are wanted.
         settings: the sections `sessions` and `denoising` count.
         last_day: the UTC day after which nothing was collected. A session whose end lies less than
             `gap_s` plus `lateness_days` before the end of that day may still grow: `is_open`.

@@ -15,7 +15,7 @@ from typing import Any
 
 from features.contracts import ContractError
 from jobs.commands import command_parser
-from jobs.observing import ERROR, INFO, is_rank, keep_error, keep_result, line_of, observed, says_json
+from jobs.observing import ERROR, INFO, is_rank, keep_error, keep_result, line_of, observed, says_json, write_line
 from jobs.root_lock import HeldError, one_stage, refuse_if_held
 from jobs.settings import UsageError
 from jobs.store import Store
@@ -79,7 +79,7 @@ def day(text: str) -> date:
 
 def say(message: str, level: str = INFO) -> None:
     """One progress line for people, on standard error; results go to standard output."""
-    print(line_of(message, level), file=sys.stderr, flush=True)
+    write_line(line_of(message, level))
 
 
 def show(arguments: argparse.Namespace, facts: Mapping[str, Any] | Sequence[Any], text: str = "") -> None:

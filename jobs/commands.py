@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[Command, ...]] = {
             "One night: from the day's log to published scores, going on where it stopped.",
             f"{_LOG} --root out/shop --date 2024-05-01 --bootstrap",
             f"{_LOG} {_ROOT}",
-            f"{_LOG} {_ROOT} --accept event_volume",
+            f"{_LOG} {_ROOT} --accept volume",
         ),
         _command(
             "week",

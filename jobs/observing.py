@@ -36,7 +36,7 @@ _MAKE_ROOTS = ("demo", "week", "run", "nightly", "sessionize", "simulate")  # jo
 _NAMED_BY = ("name", "check", "table")  # of entries of a list: what tells one from the others
 # Prometheus names, all gauges about the latest run of a job: help text and name.
 _GAUGES = {
-    "interest_job_exit_code": "exit code: 0 done, 2 arguments, 3 data, model or gate, 4 held, 130 interrupted",
+    "interest_job_exit_code": "exit code: 0 done, 3 data, model or gate, 4 held, 130 interrupted",
     "interest_job_duration_seconds": "wall time",
     "interest_job_end_timestamp_seconds": "when it ended, seconds since 1970",
     "interest_job_data_timestamp_seconds": "end of the day that it was for, seconds since 1970",
@@ -154,7 +154,16 @@ def line_of(text: str, level: str = INFO, stage: str | None = None) -> str:
 def task_line(text: str, stage: str) -> None:
     """A line of a task on an executor, in its log; only as JSON: people at a terminal have the driver's."""
     if says_json():
-        print(line_of(text, stage=stage), file=sys.stderr, flush=True)
+        write_line(line_of(text, stage=stage))
+
+
+def write_line(line: str) -> None:
+    """A line on standard error, in one piece: where several processes write there, none comes into the midst of it.
+
+    `print` writes the end of a line by itself where Python does not buffer, as in Spark's workers.
+    """
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def executor_environment() -> dict[str, str]:
@@ -223,4 +232,4 @@ def _write_text(path: str, text: str) -> None:
         store.fs.makedirs(folder, exist_ok=True)
         store.write_text(path, text)
     except OSError as error:
-        print(line_of(f"{path} cannot be written: {error.strerror}", ERROR), file=sys.stderr)
+        write_line(line_of(f"{path} cannot be written: {error.strerror}", ERROR))

@@ -45,7 +45,7 @@ class _Group:
 
 
 def window_bytes(spec: SequencesSpec) -> int:
-    """About the bytes of one row of `training_sequences_v1` in memory."""
+    """About the bytes of the events of one row in memory; ages and what lies ahead come on top in training."""
     return 4 * (len(c.CHANNELS) * spec.length + 8)
 
 

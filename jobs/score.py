@@ -145,7 +145,8 @@ def score(
         inputs |= {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in (carry.scores, carry.states[0])}
     hashed = config_hash(settings.scoring)
     counters: dict[str, Any] = {name: counts[name] for name in _COUNTED} | outlook_means(counts)
-    counters |= {"model_version": model_version, **settings.scoring.model_dump(include={"top_k_items", "seen_items"})}
+    told = {"top_k_items", "top_k_interests", "seen_items"}
+    counters |= {"model_version": model_version, **settings.scoring.model_dump(include=told)}
     remove_feeds(store, date)
     scores = store.publish(SCORES, date, folders[SCORES], Lineage(inputs, hashed, counters), c.AS_OF, written)
     publish_feeds(spark, store, date, {table: folders[table] for table in feeds}, scores, settings.feeds)

@@ -16,7 +16,7 @@ from features.contracts import SIMULATED_TRUTH
 from features.simulated_dirt import KINDS, RAW_COLUMNS
 from features.simulated_process import process_of
 from features.simulation import ARRIVAL_MS, LINE, line_counters, log_lines, simulated_truth
-from jobs.cli import run_job, say, stage_parser
+from jobs.cli import run_job, say, show, stage_parser
 from jobs.settings import Settings, UsageError, config_hash, load_settings
 from jobs.spark import spark_session
 from jobs.store import Lineage, Store
@@ -142,7 +142,7 @@ def _add_empty_days(store: Store, folder: str, days: Sequence[date]) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     settings = load_settings(arguments.conf, arguments.set)
     spark = spark_session("interest-evolution simulate")
-    simulate(spark, settings, arguments.root, arguments.date)
+    show(arguments, simulate(spark, settings, arguments.root, arguments.date))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ command -v make >/dev/null || need make make make xcode-tools
 
 free_kib=$(df -Pk "$top" | awk 'NR == 2 {print $4}')
 if [ ! -d "$top/.venv" ] && [ "${free_kib:-0}" -lt $((5 * 1024 * 1024)) ]; then
-  need "5 GiB of free disk in $top (.venv takes 2.5 GiB, unpacking as much again; free now: $((free_kib / 1024)) MiB)" \
+  need "5 GiB of free disk in $top (.venv takes 2.9 GiB, and downloads are unpacked beside it; free now: $((free_kib / 1024)) MiB)" \
     "" "" ""
 fi
 

@@ -49,5 +49,7 @@ with DAG(
 ) as dag:
     prepare = BashOperator(task_id="prepare", bash_command=nightly("sequences"))
     train = BashOperator(task_id="train", bash_command=nightly("gate"), pool="default_pool")
-    publish = BashOperator(task_id="publish", bash_command=nightly("retention"))
+    # It fails, to be looked at, also where a new model did not pass the gate and the one in use published the scores:
+    # no reason for the next night to wait.
+    publish = BashOperator(task_id="publish", bash_command=nightly("retention"), depends_on_past=False)
     prepare >> train >> publish

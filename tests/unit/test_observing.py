@@ -3,7 +3,10 @@
 import argparse
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -103,6 +106,19 @@ def test_people_see_no_lines_of_tasks(capsys: pytest.CaptureFixture[str]) -> Non
     observing.task_line("bucket 3", "score")
     assert observing.line_of("epoch 1") == "epoch 1"
     assert capsys.readouterr().err == ""
+
+
+def test_lines_of_several_processes_do_not_run_into_each_other() -> None:
+    """Each is one write, also where Python does not buffer, as in Spark's workers: a message each of such a socket."""
+    code = "from jobs import cli, observing; observing.task_line('of a task', 'score'); cli.say('of a job')"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", observing.LOG_FORMAT: "json"}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [sys.executable, "-c", code]
+        subprocess.run(command, env=environment, cwd=Path(cli.__file__).parent.parent, stderr=theirs, check=True)
+        written = [ours.recv(1 << 16).decode() for _ in range(2)]
+    assert [json.loads(line)["text"] for line in written] == ["of a task", "of a job"]
+    assert all(line.endswith("\n") for line in written)
 
 
 def test_numbers_for_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
