@@ -5,27 +5,40 @@ from datetime import date
 from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
+from features import columns as c
 from features.contracts import OPEN_SESSIONS, SESSIONS, ContractError
+from features.events import midnight
 from features.sequences import flat_events
 from jobs.store import Manifest, Store
 
 _MADE_BY = "jobs/sessionize.py"
 
 
-def events_until(spark: SparkSession, store: Store, dt: date) -> tuple[DataFrame, dict[str, str], int]:
+def events_until(
+    spark: SparkSession, store: Store, dt: date, since: date | None = None
+) -> tuple[DataFrame, dict[str, str], int]:
     """Every event in the sessions of a day's history, open ones included: (events, manifest hashes, bytes read).
+
+    since: a day before which events are left out; partitions that end before it stay closed.
 
     Raises:
         ContractError: a run of the chain is missing, torn, or was replaced after the next one had been built on it.
     """
     chain = session_chain(store, dt)
+    if since:
+        start = midnight(since)
+        chain = [manifest for manifest in chain if manifest.max_time is None or manifest.max_time >= start.isoformat()]
     opened = store.check(OPEN_SESSIONS, dt, _MADE_BY)
     inputs = {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in [*chain, opened]}
     n_bytes = sum(int(file["bytes"]) for manifest in [*chain, opened] for file in manifest.files)
-    paths = [store.path(SESSIONS.name, manifest.dt) for manifest in chain]
-    finished = spark.read.schema(SESSIONS.schema).parquet(*paths)
-    return flat_events(finished.unionByName(store.read(spark, OPEN_SESSIONS, dt, _MADE_BY))), inputs, n_bytes
+    sessions = store.read(spark, OPEN_SESSIONS, dt, _MADE_BY)
+    if chain:
+        paths = [store.path(SESSIONS.name, manifest.dt) for manifest in chain]
+        sessions = spark.read.schema(SESSIONS.schema).parquet(*paths).unionByName(sessions)
+    events = flat_events(sessions)
+    return events.where(F.col(c.EVENT_TIME) >= F.lit(start)) if since else events, inputs, n_bytes
 
 
 def session_chain(store: Store, dt: date | str, until: Mapping[str, str] = MappingProxyType({})) -> list[Manifest]:

@@ -12,14 +12,12 @@ from pyspark.sql import functions as F
 
 from features import columns as c
 from features import report as aggregates
-from features.contracts import FLAGGED_USERS, OPEN_SESSIONS, REJECTED_EVENTS, SCORES, SESSIONS, ContractError
-from features.events import midnight
+from features.contracts import FLAGGED_USERS, REJECTED_EVENTS, SCORES, ContractError
 from features.partitions import EVENT_GROWTH, partitions_for
 from features.report import ReportSpec
 from features.report_sums import NEXT, PAST, STEP
 from features.score_checks import sample_of
-from features.sequences import flat_events
-from jobs.history import session_chain
+from jobs.history import events_until
 from jobs.report_night import NightFile, night_facts
 from jobs.report_people import people_facts
 from jobs.report_quality import quality_facts
@@ -68,7 +66,7 @@ def gather(
     scores = sample_of(every, share).persist()
     since = dt + timedelta(days=1) - timedelta(weeks=spec.weeks)
     monday = since - timedelta(days=since.weekday())
-    all_events, n_bytes = _recent_events(spark, store, dt, monday)
+    all_events, _, n_bytes = events_until(spark, store, dt, since=monday)
     events = sample_of(all_events, share).persist()
     n_partitions = partitions_for(
         ceil(n_bytes * share * EVENT_GROWTH), settings.sequences.partition_mib, spark.sparkContext.defaultParallelism
@@ -114,22 +112,6 @@ def _interests(scores: DataFrame, weekly: Sequence[Row], spec: ReportSpec) -> di
     names = [row[c.CATEGORY_ID] for row in past[: spec.top_interests]]
     flows = aggregates.interest_flows(scores, route, names) if len(route) > 1 else []
     return {"shares": shares, "flows": flows, "route": route}
-
-
-def _recent_events(spark: SparkSession, store: Store, dt: date, since: date) -> tuple[DataFrame, int]:
-    """Events from a day on, of the day's history, open sessions included, and the bytes of the files that hold them.
-
-    Partitions that end before it stay closed.
-    """
-    start = midnight(since)
-    chain = [m for m in session_chain(store, dt) if m.max_time is None or m.max_time >= start.isoformat()]
-    opened = store.manifest(OPEN_SESSIONS.name, dt, "jobs/sessionize.py")
-    sessions = store.read(spark, OPEN_SESSIONS, dt, "jobs/sessionize.py")
-    if chain:
-        paths = [store.path(SESSIONS.name, manifest.dt) for manifest in chain]
-        sessions = spark.read.schema(SESSIONS.schema).parquet(*paths).unionByName(sessions)
-    n_bytes = sum(int(file["bytes"]) for manifest in [*chain, opened] for file in manifest.files)
-    return flat_events(sessions).where(F.col(c.EVENT_TIME) >= F.lit(start)), n_bytes
 
 
 def _samples(spark: SparkSession, store: Store, dt: date, n: int) -> dict[str, list[str]]:

@@ -273,8 +273,13 @@ def test_a_whole_log_run_again_with_a_later_day_counts_nothing_twice(
     first, second = line(item="a", when="2024-03-01 09:00"), line(item="b", when="2024-03-02 09:00")
     run(spark, settings, tmp_path / "out", write_log(tmp_path / "1.csv", first), FIRST)
     run(spark, settings, tmp_path / "out", write_log(tmp_path / "2.csv", first, second), SECOND, first=FIRST)
-    events, _, _ = events_until(spark, Store(str(tmp_path / "out")), SECOND)
+    events, _, n_bytes = events_until(spark, Store(str(tmp_path / "out")), SECOND)
     assert sorted(row[c.ITEM_ID] for row in events.collect()) == ["a", "b"]
+    latest, _, _ = events_until(spark, Store(str(tmp_path / "out")), SECOND, since=SECOND)
+    assert [row[c.ITEM_ID] for row in latest.collect()] == ["b"]
+    none, _, n_bytes_read = events_until(spark, Store(str(tmp_path / "out")), SECOND, since=date(2024, 3, 3))
+    assert not none.collect()
+    assert n_bytes_read < n_bytes  # what was finished before that day stays closed
 
 
 def test_a_day_replaced_under_a_later_one_is_noticed(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:

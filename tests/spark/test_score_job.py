@@ -163,6 +163,8 @@ def test_scores_every_user_and_says_from_what(spark: SparkSession, root: str) ->
     assert manifest.inputs["sequences_v1/2024-03-01"] == store.manifest(SEQUENCES.name, DAY, "").hash
     assert set(manifest.inputs) == {"sequences_v1/2024-03-01", "bundle/2024-03-01-abc"}
     assert (manifest.counters["from_model"], manifest.counters["from_popularity"]) == (40, 1)
+    told = ("top_k_items", "top_k_interests", "seen_items")
+    assert [manifest.counters[name] for name in told] == [getattr(SETTINGS.scoring, name) for name in told]
     trends = [interest[c.TREND] for row in rows for interest in row[c.INTERESTS]]
     assert {name: manifest.counters[name] for name in set(trends)} == {name: trends.count(name) for name in set(trends)}
     assert job.summary(manifest).startswith("41 users, 0 with a short history, 1 unknown to the model; interests: ")

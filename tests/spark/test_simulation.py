@@ -215,6 +215,15 @@ def test_a_log_too_short_for_the_split_is_refused(spark: SparkSession, tmp_path:
         job.simulate(spark, settings(short), str(tmp_path), LAST)
 
 
+def test_the_job_prints_what_it_wrote(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "spark_session", lambda _: spark)
+    monkeypatch.setattr(job, "simulate", lambda *_: {"rows": 7})
+    assert job.main(["--root", str(tmp_path), "--date", "2024-05-31", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"rows": 7}
+
+
 def test_an_impossible_process_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert job.main(["--root", "unused", "--date", "2024-05-31", "--set", "simulation.process.stay=0.9"]) == 2
     assert "stay + advance" in " ".join(capsys.readouterr().err.split())
