@@ -1,4 +1,4 @@
-"""Lines of a process on another machine, as they are said: it connects to the one that shows them."""
+"""Lines of a process on another machine, as they are said, and what it reports at its end: it connects to this one."""
 
 import contextlib
 import secrets
@@ -10,22 +10,32 @@ from typing import Any, TextIO
 
 _GREETING_S = 10.0  # for the far process to reach this one; without that its lines stay in its own log
 _LAST_LINES_S = 2.0  # for lines that are still on their way at the end
+_REPORT = "report"  # said after the word: one line follows, which is to be acknowledged
+_HEARD = b"."
 
 Address = tuple[str, int, str]  # host, port, and the word with which the far process introduces itself
 
 
 @contextlib.contextmanager
-def listen(bind: str, host: str, tell: Callable[[str], None]) -> Iterator[Address | None]:
+def listen(bind: str, host: str, tell: Callable[[str], None], note: Callable[[str], None]) -> Iterator[Address | None]:
     """Hear lines, one process at a time: `tell` gets each. Yields where to connect to; None where nobody can.
 
-    bind: local address to listen at; host: the name that the far process knows it by.
+    bind: local address to listen at; host: the name that the far process knows it by; `note` gets each report, from
+    whichever process and at any time.
     """
     word = secrets.token_hex(16)
     talking = threading.Semaphore(1)
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
-            if self.rfile.readline(100).decode("utf-8", "replace").strip() != word:
+            said, _, kind = self.rfile.readline(100).decode("utf-8", "replace").strip().partition(" ")
+            if said != word:
+                return
+            if kind == _REPORT:
+                report = self.rfile.readline()
+                if report.endswith(b"\n"):  # else whoever sent it was ended meanwhile
+                    note(report.decode("utf-8", "replace").rstrip("\n"))
+                    self.wfile.write(_HEARD)
                 return
             with talking:
                 for line in self.rfile:
@@ -47,6 +57,26 @@ def listen(bind: str, host: str, tell: Callable[[str], None]) -> Iterator[Addres
         finally:
             server.shutdown()
             talking.acquire(timeout=_LAST_LINES_S)
+
+
+def reporter(address: Address | None) -> Callable[[str], bool]:
+    """A function that hands one line over to `listen`, and says whether it was heard.
+
+    Nested, so that it travels by value: a process that can't import the project can call it.
+    """
+
+    def hand_over(report: str) -> bool:
+        if address is None:
+            return False
+        host, port, word = address
+        try:
+            with socket.create_connection((host, port), timeout=_GREETING_S) as connection:
+                connection.sendall(f"{word} {_REPORT}\n{report}\n".encode())
+                return connection.recv(1) == _HEARD
+        except OSError:
+            return False
+
+    return hand_over
 
 
 class FarStream:

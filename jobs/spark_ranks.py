@@ -1,12 +1,14 @@
 """Ranks inside Spark's executors. The only module that imports horovod.spark.
 
 Horovod starts a task for each rank and in each task a process, which runs a function that travels with the job. The
-function returns its error as a value, so that an error is told once, here, and by its kind. Lines of rank 0 come back
-over a connection of their own: Horovod hands on what its processes print only when they have ended.
+function returns its error as a value, so that an error is told once, here, and by its kind. Errors are handed over by
+a connection of our own too, as Horovod drops all values when one rank is gone, and so do lines of rank 0 come: what its
+processes print Horovod hands on only when they have ended, and not always then.
 """
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import socket
@@ -22,7 +24,7 @@ from typing import Any
 import psutil
 from pyspark.sql import SparkSession
 
-from jobs.line_channel import Address, FarStream, listen
+from jobs.line_channel import Address, FarStream, listen, reporter
 from jobs.ranks import PATIENCE, STALL_KEY, STALL_S, error_of, error_report
 from jobs.settings import UsageError
 from model.environment import RANK_CORES
@@ -35,7 +37,6 @@ _STOP_S = 20.0  # for the ranks to end by themselves, once one is lost or the ru
 _LAST_WORDS_S = (3.0, 10.0)
 _RANK = "HOROVOD_RANK"
 _PYTHON_ERROR = re.compile(r"(?:^|>:)(\w+(?:\.\w+)*Error: .*)")
-_NAMELESS = re.compile(r"Unable to find address for: (\S+)")
 
 
 def run_in_executors(
@@ -72,7 +73,12 @@ def run_in_executors(
     host = settings.get("spark.driver.host", "127.0.0.1")
     bind = settings.get("spark.driver.bindAddress", host)
     meet = None if is_local else socket.gethostbyname(host)
-    with listen(bind, host, tell) as address, _horovod_in_a_thread(noise, meet) as stop, _quiet(context):
+    handed: list[dict[str, Any]] = []
+    with (
+        listen(bind, host, tell, lambda report: handed.append(json.loads(report))) as address,
+        _horovod_in_a_thread(noise, meet, lambda: bool(handed)) as stop,
+        _quiet(context),
+    ):
         rank = _rank_function(work, str(Path(__file__).resolve().parent.parent), address, debug)
         run = _Run(
             lambda: horovod.spark.run(
@@ -96,7 +102,7 @@ def run_in_executors(
                 "executors, lower --ranks, or wait longer with --start-timeout."
             ) from error
         except _LostError as error:
-            explanation = noise.last_words(*_LAST_WORDS_S)
+            explanation = error_of(handed) or noise.last_words(*_LAST_WORDS_S)
             if debug:
                 noise.show()
             raise explanation from error
@@ -115,7 +121,7 @@ def leave(code: int) -> int:
 
 
 def report_of(work: Callable[[], Any], address: Address | None, debug: bool) -> dict[str, Any]:
-    """In the rank's process: call `work`; returns {"result": …} or {"error": …}, which JSON could hold."""
+    """In the rank's process: call `work`; returns {"result": …} or {"error": …}, which JSON can hold."""
     if address and os.environ[_RANK] == "0":
         sys.stderr = FarStream(address, sys.stderr)
     try:
@@ -133,8 +139,10 @@ def _rank_function(
     work: Callable[[], Any], project: str, address: Address | None, debug: bool
 ) -> Callable[[], dict[str, Any]]:
     """What Horovod calls in an executor's process. Nested, so that it is carried by value: nothing is imported yet."""
+    hand_over = reporter(address)
 
     def rank() -> dict[str, Any]:
+        import json
         import os
         import socket
         import sys
@@ -149,8 +157,15 @@ def _rank_function(
                 f"The executor on {socket.gethostname()} can't import the project: {error}. Submit it with "
                 "--py-files and --archives as docs/operations.md has them, or put it at the same path on every node."
             )
-            return {"error": {"type": "UsageError", "message": message, "order": 0}}
-        return report_of(work, address, debug)
+            report: dict[str, Any] = {"error": {"type": "UsageError", "message": message, "order": 0}}
+        else:
+            report = report_of(work, address, debug)
+        is_cause = "error" in report and report["error"]["order"] < 2  # not what another rank met
+        if is_cause and hand_over(json.dumps(report["error"])):
+            horovod = sys.modules.get("horovod.tensorflow")
+            if horovod is None or not horovod.is_initialized():
+                os._exit(1)  # so that those are ended who wait to meet this rank
+        return report
 
     return rank
 
@@ -238,12 +253,16 @@ def _loopback() -> str:
 
 
 @contextlib.contextmanager
-def _horovod_in_a_thread(noise: "_Noise", meet: str | None) -> Iterator[threading.Event]:
+def _horovod_in_a_thread(
+    noise: "_Noise", meet: str | None, is_explained: Callable[[], bool]
+) -> Iterator[threading.Event]:
     """Let horovod.spark.run work outside the main thread; setting the event ends its ranks.
 
-    meet: the driver's address, where ranks find each other; None where it is one machine.
+    meet: the driver's address, where ranks find each other; None where it is one machine. A process that ends with
+    another exit code than 0 ends the others, as under horovodrun: they may wait to meet it. If it is not explained by
+    then, there is some time for its last words.
 
-    Three functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread
+    Functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread
     may, and would take Ctrl-C from us. One loads TensorFlow in a fork of this process to see whether Gloo was built,
     and a fork disturbs the connection to Spark; ranks without Gloo say so themselves. One is told an address of the
     driver by the name of an interface that all executors have, which may be another network here; the address at
@@ -256,7 +275,14 @@ def _horovod_in_a_thread(noise: "_Noise", meet: str | None) -> Iterator[threadin
     launch_gloo = spark_gloo_run.launch_gloo
 
     def launch_at(command: Any, execute: Any, settings: Any, nics: Any, env: Any, address: str) -> None:
-        launch_gloo(command, execute, settings, nics, env, meet or address)
+        def execute_once(*arguments: Any) -> tuple[int, float]:
+            code, ended_s = execute(*arguments)
+            if code != 0:
+                stop.wait(0 if is_explained() else _LAST_WORDS_S[0])
+                stop.set()
+            return code, ended_s
+
+        launch_gloo(command, execute_once, settings, nics, env, meet or address)
 
     replaced = (
         (spark_gloo_run, "launch_gloo", launch_at),
@@ -313,14 +339,8 @@ class _Noise:
         return said or ModelError(rank_gone(place="executor"))
 
     def _explanation(self) -> Exception | None:
-        """What Gloo or a stack trace says last."""
+        """What a stack trace says last."""
         lines = list(self._lines)
-        for match in filter(None, map(_NAMELESS.search, lines)):
-            return ModelError(
-                f"The machine {match[1]} can't look up its own name, so its rank has no address for the others. Let "
-                "the name of every machine lead to the address at which the others reach it, in DNS or in its "
-                "/etc/hosts, and start the training again."
-            )
         if any("Traceback (most recent call last)" in line for line in lines):
             for match in filter(None, map(_PYTHON_ERROR.search, reversed(lines))):
                 return RuntimeError(f"A rank in Spark's executors broke off: {match[1][:500]}")

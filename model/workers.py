@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -112,6 +113,8 @@ class HorovodWorkers:
             self._pack_scale = 1.0 / (spec.batch_rows * spec.backward_passes_per_step)
         import horovod.tensorflow as hvd
 
+        if os.environ.get("HOROVOD_CONTROLLER") == "gloo":
+            check_own_name()
         hvd.init()
         self._hvd = hvd
         self.rank: int = hvd.rank()
@@ -204,6 +207,31 @@ def connect_workers(spec: TrainingSpec | None = None, elastic: bool = False) -> 
     if "HOROVOD_RANK" in os.environ and int(os.environ.get("HOROVOD_SIZE", "1")) > 1:
         return HorovodWorkers(spec)
     return SingleProcess()
+
+
+def check_own_name() -> None:
+    """See that this machine's name leads to an address of its own, without which Gloo would end the process.
+
+    It asks for one whatever interface it is given: Horovod 0.28.1 hands the interface to the first of its contexts, not
+    to that of the set of all ranks (GlooContext::InitializeForProcessSet).
+
+    Raises:
+        ModelError: the name is unknown, or is that of another machine.
+    """
+    name = socket.gethostname()
+    found = []
+    with suppress(OSError):
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as own:
+            own.bind(address)
+            return
+    others = ", ".join(sorted({str(address[0]) for *_, address in found}))
+    what = f"has a name that leads to {others}, not to itself" if found else "can't look up its own name"
+    raise ModelError(
+        f"The machine {name} {what}, so its rank has no address for the others. Let the name of every machine lead to "
+        "the address at which the others reach it, in DNS or in its /etc/hosts, and start the training again."
+    )
 
 
 def pin_to_share() -> None:

@@ -67,8 +67,11 @@ def test_an_error_of_a_rank_is_told_once_by_its_kind_and_lines_come_while_it_wor
         import time
         from pathlib import Path
 
+        import horovod.tensorflow as hvd
+
         from model.errors import ModelError
 
+        hvd.init()
         if os.environ["HOROVOD_RANK"] == "1":
             raise ModelError("file 7 is torn")
         print("at work", file=sys.stderr, flush=True)
@@ -94,6 +97,24 @@ def test_an_error_of_a_rank_is_told_once_by_its_kind_and_lines_come_while_it_wor
     assert seen
     _assert_none_left()
     assert not Path(f"{mark}-not").exists()  # rank 0 saw, while at work, that it was heard
+
+
+def test_an_error_before_ranks_meet_ends_those_that_wait_and_is_told(spark: SparkSession) -> None:
+    def work() -> None:
+        import os
+
+        import horovod.tensorflow as hvd
+
+        from model.errors import ModelError
+
+        if os.environ["HOROVOD_RANK"] == "1":
+            raise ModelError("file 7 is torn")
+        hvd.init()
+
+    for_ever = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "100000"}  # rank 0 would wait for the other
+    with pytest.raises(ModelError, match=r"^file 7 is torn$"):
+        run_in_executors(spark, 2, work, lambda _line: None, for_ever)
+    _assert_none_left()
 
 
 def test_a_rank_that_is_killed_ends_the_others_with_a_message(spark: SparkSession) -> None:

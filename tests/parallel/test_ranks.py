@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from jobs.ranks import start_ranks
 from model.errors import ModelError
+from model.workers import check_own_name
 from tests.model import tables
 from tests.parallel import trials
 
@@ -98,6 +100,20 @@ def test_a_torn_file_of_one_rank_stops_both_with_its_name(tmp_path: Path):
     with pytest.raises(ModelError, match=r"train/group-00001\.parquet cannot be read"):
         _run(tmp_path, "torn", 2, {})
     _assert_none_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.invalid", "The machine nowhere.invalid can't look up its own name, so"),
+        ("192.0.2.1", "The machine 192.0.2.1 has a name that leads to 192.0.2.1, not to itself, so"),  # of RFC 5737
+    ],
+)
+def test_a_machine_whose_name_does_not_lead_to_it_is_named(name: str, said: str, monkeypatch: pytest.MonkeyPatch):
+    check_own_name()
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    with pytest.raises(ModelError, match=said):
+        check_own_name()
 
 
 def test_a_killed_rank_ends_the_other_with_a_message(folder: Path):
