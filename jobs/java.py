@@ -64,7 +64,7 @@ def has_base_archive(java: Java) -> bool:
 def java_version_text(java: str) -> str:
     """What `java -version` prints of itself, or why it does not run."""
     try:
-        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False)
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     lines = (answer.stderr + answer.stdout).splitlines(keepends=True)

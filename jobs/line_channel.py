@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 _GREETING_S = 10.0  # for the far process to reach this one; without that its lines stay in its own log
-_LAST_LINES_S = 2.0  # for lines that are still on their way at the end
+_HEARD_S = 60.0  # for this one to say that it has a report
+_LAST_LINES_S = 10.0  # for lines that are still on their way at the end; none come where that machine is gone
 _REPORT = "report"  # said after the word: one line follows, which is to be acknowledged
 _HEARD = b"."
 
@@ -71,6 +72,7 @@ def reporter(address: Address | None) -> Callable[[str], bool]:
         host, port, word = address
         try:
             with socket.create_connection((host, port), timeout=_GREETING_S) as connection:
+                connection.settimeout(_HEARD_S)
                 connection.sendall(f"{word} {_REPORT}\n{report}\n".encode())
                 return connection.recv(1) == _HEARD
         except OSError:

@@ -24,7 +24,7 @@ from model.errors import ModelError, rank_gone
 
 _STATUS_DIR = "INTEREST_STATUS_DIR"  # where a rank leaves its error for `start_ranks`, which tells it once
 _RANK = "HOROVOD_RANK"
-_REPORT = "\x1ereport "  # starts the line in which a rank on another machine hands its error over
+REPORT = "\x1ereport "  # starts the line in which a rank on another machine hands its error over, after its name
 _KILLED = re.compile(r"Exit code: (?:137|-9)\b")  # horovodrun's last words, of the rank that was the first to end
 _RANK_LINE = re.compile(r"^\[\d+\]<std(?:out|err)>:")
 STALL_KEY, STALL_S = "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", "300"  # a rank that hangs ends them all, not never
@@ -79,11 +79,14 @@ def start_ranks(
 
 def run_rank(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     """`run_job` for what may be one of several ranks: the rank that met an error tells it, the others only stop."""
+    has_failed = False
 
     def work(arguments: argparse.Namespace) -> None:
+        nonlocal has_failed
         try:
             main(arguments)
         except Exception as error:
+            has_failed = True
             if not arguments.debug and _is_told_elsewhere(error):
                 raise SystemExit(_exit_code(error)) from None
             raise
@@ -92,7 +95,7 @@ def run_rank(main: Callable[[argparse.Namespace], None], parser: argparse.Argume
         code = run_job(work, parser, argv)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else EXIT_OTHER
-    if code != 0 and _RANK in os.environ:
+    if (code != 0 or has_failed) and _RANK in os.environ:
         sys.stderr.flush()
         os._exit(code)  # Horovod's own exit handler would wait for ranks that are gone
     return code
@@ -122,7 +125,7 @@ def _is_told_elsewhere(error: Exception) -> bool:
         hidden.write_text(report, encoding="utf-8")
         hidden.replace(folder / name)  # whoever ends this rank while it writes leaves no half of it
     else:
-        say(f"{_REPORT}{name} {report}")
+        say(f"{REPORT}{name} {report}")
     return True
 
 
@@ -145,6 +148,10 @@ def error_of(reports: Iterable[Mapping[str, Any]]) -> Exception | None:
 
 
 def _exit_code(error: Exception) -> int:
+    from model.workers import StoppedByRankError
+
+    if isinstance(error, StoppedByRankError) and os.environ.get("HOROVOD_ELASTIC") != "1":
+        return 0  # with another code, horovodrun might end the rank that met the error before it has told it
     if isinstance(error, UsageError):
         return EXIT_USAGE
     return EXIT_CONTRACT if isinstance(error, ContractError | ModelError) else EXIT_OTHER
@@ -169,8 +176,8 @@ def _relay(
         for line in process.stdout:
             prefix = _RANK_LINE.match(line)
             text = line[prefix.end() if prefix else 0 :].rstrip()
-            if text.startswith(_REPORT):
-                name, _, report = text.removeprefix(_REPORT).partition(" ")
+            if text.startswith(REPORT):
+                name, _, report = text.removeprefix(REPORT).partition(" ")
                 Path(environment[_STATUS_DIR], Path(name).name).write_text(report, encoding="utf-8")
             elif prefix or not is_launched:
                 tell(text)

@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
 from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
@@ -37,7 +38,8 @@ _ALWAYS = {
 _SPLITS = "spark.sql.files.minPartitionNum"
 _SPLITS_PER_CORE = 4  # as Spark makes them, five splits on two cores leave one idle for a fifth of the time
 _LEAST_SPLIT = 8 << 20  # bytes; below it a task costs more than it evens out
-_HUSH_S = 5.0
+_HUSH_S = 20.0
+_NOTED_MS = 60_000  # for Spark to note the end of a stage, which it does behind the work
 _LOST_WORKER = ("Python worker exited unexpectedly", "Python worker failed to connect")  # Spark's own words
 
 
@@ -116,6 +118,8 @@ def _stages() -> Iterator[Any]:
     context = SparkContext._active_spark_context
     if context is None or context._jsc is None or context._gateway is None or context._jvm is None:
         return
+    with suppress(Py4JJavaError):  # a listener that is stuck; what Spark has noted by now will do
+        context._jsc.sc().listenerBus().waitUntilEmpty(_NOTED_MS)
     none = context._gateway.new_array(context._jvm.double, 0)
     stages = context._jsc.sc().statusStore().stageList(None, False, False, none, None).iterator()
     while stages.hasNext():

@@ -25,7 +25,7 @@ import psutil
 from pyspark.sql import SparkSession
 
 from jobs.line_channel import Address, FarStream, listen, reporter
-from jobs.ranks import PATIENCE, STALL_KEY, STALL_S, error_of, error_report
+from jobs.ranks import PATIENCE, REPORT, STALL_KEY, STALL_S, error_of, error_report
 from jobs.settings import UsageError
 from model.environment import RANK_CORES
 from model.errors import ModelError, rank_gone
@@ -75,8 +75,8 @@ def run_in_executors(
     meet = None if is_local else socket.gethostbyname(host)
     handed: list[dict[str, Any]] = []
     with (
-        listen(bind, host, tell, lambda report: handed.append(json.loads(report))) as address,
-        _horovod_in_a_thread(noise, meet, lambda: bool(handed)) as stop,
+        listen(bind, meet or host, tell, lambda report: handed.append(json.loads(report))) as address,
+        _horovod_in_a_thread(noise, meet) as stop,
         _quiet(context),
     ):
         rank = _rank_function(work, str(Path(__file__).resolve().parent.parent), address, debug)
@@ -160,11 +160,15 @@ def _rank_function(
             report: dict[str, Any] = {"error": {"type": "UsageError", "message": message, "order": 0}}
         else:
             report = report_of(work, address, debug)
-        is_cause = "error" in report and report["error"]["order"] < 2  # not what another rank met
-        if is_cause and hand_over(json.dumps(report["error"])):
-            horovod = sys.modules.get("horovod.tensorflow")
-            if horovod is None or not horovod.is_initialized():
-                os._exit(1)  # so that those are ended who wait to meet this rank
+        if "result" in report or report["error"]["order"] > 1:  # of another rank's end
+            return report
+        text = json.dumps(report["error"])
+        is_heard = hand_over(text)
+        horovod = sys.modules.get("horovod.tensorflow")
+        if horovod is None or not horovod.is_initialized():
+            if not is_heard:
+                print(f"{REPORT}rank {text}", file=sys.__stderr__, flush=True)  # Horovod mostly hands it on
+            os._exit(1)  # so that those are ended who wait to meet this rank
         return report
 
     return rank
@@ -206,7 +210,7 @@ def _wait(context: Any, run: _Run, stop: threading.Event) -> list[dict[str, Any]
         while not run.ended.wait(_POLL_S):
             active, failed = _tasks(context, run.group)
             run.most_tasks = max(run.most_tasks, active)
-            if failed and lost_s is None:
+            if lost_s is None and (failed or stop.is_set()):
                 lost_s = time.monotonic()
                 stop.set()
             if lost_s is not None and time.monotonic() - lost_s > _STOP_S:
@@ -253,14 +257,11 @@ def _loopback() -> str:
 
 
 @contextlib.contextmanager
-def _horovod_in_a_thread(
-    noise: "_Noise", meet: str | None, is_explained: Callable[[], bool]
-) -> Iterator[threading.Event]:
+def _horovod_in_a_thread(noise: "_Noise", meet: str | None) -> Iterator[threading.Event]:
     """Let horovod.spark.run work outside the main thread; setting the event ends its ranks.
 
     meet: the driver's address, where ranks find each other; None where it is one machine. A process that ends with
-    another exit code than 0 ends the others, as under horovodrun: they may wait to meet it. If it is not explained by
-    then, there is some time for its last words.
+    another exit code than 0, or can't be started, ends the others, as under horovodrun: they may wait to meet it.
 
     Functions of its launcher are replaced meanwhile. One installs signal handlers, which only the main thread
     may, and would take Ctrl-C from us. One loads TensorFlow in a fork of this process to see whether Gloo was built,
@@ -276,9 +277,13 @@ def _horovod_in_a_thread(
 
     def launch_at(command: Any, execute: Any, settings: Any, nics: Any, env: Any, address: str) -> None:
         def execute_once(*arguments: Any) -> tuple[int, float]:
-            code, ended_s = execute(*arguments)
+            try:
+                code, ended_s = execute(*arguments)
+            except BaseException:
+                stop.set()
+                raise
             if code != 0:
-                stop.wait(0 if is_explained() else _LAST_WORDS_S[0])
+                stop.wait(_LAST_WORDS_S[0])  # for what others say of it
                 stop.set()
             return code, ended_s
 
@@ -320,7 +325,7 @@ class _Noise:
 
     def write(self, text: str) -> int:
         """Keep the lines."""
-        self._lines.extend(text.splitlines())
+        self._lines.extend(line for line in text.split("\n") if line)  # str.splitlines() would split at REPORT
         return len(text)
 
     def flush(self) -> None:
@@ -339,8 +344,12 @@ class _Noise:
         return said or ModelError(rank_gone(place="executor"))
 
     def _explanation(self) -> Exception | None:
-        """What a stack trace says last."""
+        """What a rank reported where it could not reach us, or a stack trace says last."""
         lines = list(self._lines)
+        reports = [line.partition(REPORT)[2].partition(" ")[2] for line in lines if REPORT in line]
+        with contextlib.suppress(ValueError):  # a line that was cut
+            if reports:
+                return error_of(map(json.loads, reports))
         if any("Traceback (most recent call last)" in line for line in lines):
             for match in filter(None, map(_PYTHON_ERROR.search, reversed(lines))):
                 return RuntimeError(f"A rank in Spark's executors broke off: {match[1][:500]}")

@@ -115,7 +115,10 @@ class HorovodWorkers:
 
         if os.environ.get("HOROVOD_CONTROLLER") == "gloo":
             check_own_name()
-        hvd.init()
+        try:
+            hvd.init()
+        except ValueError as error:  # its last step is an exchange; ranks that are lost before it end the process
+            raise RankLostError(rank_gone("another rank")) from error
         self._hvd = hvd
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
@@ -221,7 +224,7 @@ def check_own_name() -> None:
     name = socket.gethostname()
     found = []
     with suppress(OSError):
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(os.fsencode(name), None, type=socket.SOCK_STREAM)
     for family, kind, protocol, _, address in found:
         with suppress(OSError), socket.socket(family, kind, protocol) as own:
             own.bind(address)

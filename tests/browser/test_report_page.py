@@ -23,6 +23,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
 SHOTS = PROJECT / "out" / "report-test"
 MOST_BYTES = 8_000_000
+PATIENCE_MS = 300_000
 DATE = "2024-06-30"
 FLAGS = [
     "--headless",
@@ -69,6 +70,7 @@ class Opened:
 
     def __init__(self, browser: Browser, path: Path, width: int = 1280, scheme: Any = "light") -> None:
         self.page: Page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -85,7 +87,7 @@ class Opened:
             name = place.get_attribute("data-figure")
             marks = ".trace, .sankey-link, .hm image, .heatmaplayer image"
             try:
-                self.page.wait_for_selector(f"#plot-{name} :is({marks})", state="attached", timeout=60_000)
+                self.page.wait_for_selector(f"#plot-{name} :is({marks})", state="attached")
             except Exception:
                 empty.append(str(name))
         return empty
@@ -152,7 +154,7 @@ def test_the_theme_turns_and_figures_turn_with_it(opened: Opened) -> None:
     page.query_selector("#theme").click()  # type: ignore[union-attr]
     assert page.inner_text("#theme") == "Theme: dark"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
-    page.wait_for_function("document.querySelector('#plot-movers .xtick text').style.fill.includes('232, 237, 242')")
+    page.wait_for_function("document.querySelector('#plot-movers .xtick text')?.style.fill.includes('232, 237, 242')")
     page.screenshot(path=str(SHOTS / "dark.png"), full_page=True)
 
 

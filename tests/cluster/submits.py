@@ -44,6 +44,7 @@ _SIZES = {
     "spark.executor.extraJavaOptions": _JVM,
 }
 _STEP_S = 0.05
+_HELD = Path(__file__).parent / "held.py"
 
 
 class Unpacked:
@@ -78,12 +79,15 @@ class Site:
     def cluster(self) -> Cluster:
         return read(self.folder)
 
-    def submit(self, job: str, root: Path, *arguments: str, by_archive: bool = False) -> "Driver":
+    def submit(
+        self, job: str, root: Path, *arguments: str, by_archive: bool = False, is_held: bool = False
+    ) -> "Driver":
         """Start `spark-submit dist/jobs/<job>.py` in a session of its own.
 
         by_archive: executors unpack the archive; else they take the copy that is unpacked already, as from a mount.
+        is_held: it publishes nothing before `finished` is called, so that what a test does comes before its end.
         """
-        python = self.unpacked.python
+        python, go = self.unpacked.python, self.folder / f"driver-{len(self.drivers)}-go"
         values = _SIZES | {"spark.pyspark.driver.python": python}
         values |= {} if by_archive else {"spark.pyspark.python": python}
         command = [
@@ -92,7 +96,8 @@ class Site:
             "--py-files", str(self.dist / CODE),
             *(["--archives", f"{self.dist / ENVIRONMENT}#environment"] if by_archive else []),
             *(part for key, value in values.items() for part in ("--conf", f"{key}={value}")),
-            str(self.dist / "jobs" / f"{job}.py"), "--root", str(root), "--date", str(DAY),
+            *([str(_HELD), str(go)] if is_held else []), str(self.dist / "jobs" / f"{job}.py"),
+            "--root", str(root), "--date", str(DAY),
             *(part for text in SMALL for part in ("--set", text)), *arguments,
         ]  # fmt: skip
         kept = {key: os.environ[key] for key in ("HOME", "JAVA_HOME") if key in os.environ}
@@ -103,7 +108,7 @@ class Site:
                 command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        self.drivers.append(Driver(process, log))
+        self.drivers.append(Driver(process, log, go))
         return self.drivers[-1]
 
     def run(self, job: str, root: Path, *arguments: str) -> str:
@@ -144,6 +149,7 @@ class Driver:
 
     process: "subprocess.Popen[bytes]"
     log: Path
+    go: Path  # where it is held, it waits for this
 
     def is_over(self) -> bool:
         return self.process.poll() is not None
@@ -152,7 +158,8 @@ class Driver:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def finished(self, code: int = 0, within_s: float = 600) -> str:
-        """Wait for its end; what it printed, once it ended with this exit code."""
+        """Let it go on and wait for its end; what it printed, once it ended with this exit code."""
+        self.go.touch()
         try:
             self.process.wait(timeout=within_s)
         except subprocess.TimeoutExpired:

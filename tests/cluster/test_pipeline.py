@@ -28,7 +28,7 @@ def test_tables_are_those_of_a_run_without_a_cluster(cluster_root: Path, local_r
 
 
 def test_scores_are_equal_where_executors_unpack_the_archive(site: Site, cluster_root: Path, local_root: Path) -> None:
-    driver = site.submit("score", cluster_root, by_archive=True)
+    driver = site.submit("score", cluster_root, by_archive=True, is_held=True)
     workers = wait_for("Python in an executor", site.python_workers, driver)
     pythons = {worker.exe() for worker in workers}
     driver.finished()

@@ -12,15 +12,33 @@ import psutil
 from features.contracts import OPEN_SESSIONS, SESSIONS
 from jobs.store import Store
 
-# What the tests were started by may ignore the signal, which a child inherits; a terminal's shell does not.
-LISTENING = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from jobs import interest; "
+# What the tests were started by may ignore the signal, which a child inherits; a terminal's shell does not. Spark is in
+# the midst of sessionize until the signal comes.
+HELD = """
+import signal, sys, time
+from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from features.contracts import HELD_EVENTS
+from jobs import interest, sessionize
+
+at_work, by_user = sys.argv[1], sessionize.events_by_user
+
+def hold(batches):
+    Path(at_work).touch()
+    time.sleep(600)
+    yield from batches
+
+sessionize.events_by_user = lambda *of: by_user(*of).mapInArrow(hold, HELD_EVENTS.schema)
+sys.exit(interest.main(sys.argv[2:]))
+"""
 
 
 def test_ctrl_c_leaves_no_process_and_nothing_half_written(tmp_path: Path) -> None:
-    root = tmp_path / "out"
+    root, at_work = tmp_path / "out", tmp_path / "at-work"
     arguments = ["demo", "--root", str(root), "--set", "simulation.users=200"]
     started = subprocess.Popen(
-        [sys.executable, "-c", f"{LISTENING}sys.exit(interest.main({arguments!r}))"],
+        [sys.executable, "-c", HELD, str(at_work), *arguments],
         env={**os.environ, "INTEREST_SPARK_PROFILE": "test", "SPARK_SUBMIT_OPTS": ""},
         stderr=subprocess.PIPE,
         text=True,
@@ -29,7 +47,11 @@ def test_ctrl_c_leaves_no_process_and_nothing_half_written(tmp_path: Path) -> No
     try:
         assert started.stderr is not None
         assert any("[2/8] sessionize" in line for line in started.stderr), "it ended before that"
-        time.sleep(2)  # Spark reads the log by now
+        deadline = time.monotonic() + 300
+        while not at_work.exists():
+            assert started.poll() is None, "it ended before a task of sessionize began"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         os.killpg(started.pid, signal.SIGINT)
         _, said = started.communicate(timeout=300)
         assert started.returncode == 130, said

@@ -50,7 +50,11 @@ def _main(arguments: argparse.Namespace) -> None:
         {"configuration": own.get("configuration", "same")},
     )
     _watch_steps(
-        arguments.folder / f"{arguments.case}-record-{os.getpid()}.txt", own.get("die_at"), case.get("pause_s", 0)
+        arguments.folder / f"{arguments.case}-record-{os.getpid()}.txt",
+        own.get("die_at"),
+        case.get("pause_s", 0),
+        case.get("hold_after", sys.maxsize),
+        arguments.folder / case.get("hold_until", ""),
     )
     # A folder of its own, to see who wrote; elastic ranks change places and share one.
     folder = arguments.folder / f"{arguments.case}-rank-{'any' if workers.is_elastic else rank}"
@@ -70,16 +74,24 @@ def _cores() -> list[int]:
     return sorted(cores)
 
 
-def _watch_steps(record: Path, die_at: int | None, pause_s: float) -> None:
-    """Record each step that was taken, or be killed instead of one, as the kernel does when memory is short."""
+def _watch_steps(record: Path, die_at: int | None, pause_s: float, hold_after: int, hold_until: Path) -> None:
+    """Record each step that was taken, or be killed instead of one, as the kernel does when memory is short.
+
+    After `hold_after` steps of this process it goes on when the file `hold_until` exists.
+    """
     from model import step as steps
     from model.streams import StreamBatch
 
     whole = steps.Steps.train
+    taken = 0
 
     def train(self: steps.Steps, batches: tuple[StreamBatch, ...], step: int, rate: float) -> steps.TrainSums:
+        nonlocal taken
         if step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        while taken == hold_after and not hold_until.exists():
+            time.sleep(0.01)
+        taken += 1
         time.sleep(pause_s)
         sums = whole(self, batches, step, rate)
         print(step, sums.positions, *(f"{batch.stream}:{batch.number}" for batch in batches), file=lines, flush=True)

@@ -67,8 +67,8 @@ def _run_with_kills(folder: Path, case: str, ranks: int, seed: int, kills: int) 
         last = max((taken.step for path in trials.records(folder, case) for taken in trials.steps(path)), default=0)
         left = trials.N_STEPS - last - trials.SPARE_STEPS
         if left > 0:
-            start = trials.Start(folder, case, ranks)
-            start.kill(rng, left, n_victims=rng.randint(1, ranks))
+            start = trials.Start(folder, case, ranks, rng, left)
+            start.kill(n_victims=rng.randint(1, ranks))
             start.thread.join(600)
             assert isinstance(start.error, ModelError | RuntimeError), f"{case}: it ended before it was killed"
     start_ranks(ranks, "tests.parallel.rank_job", [str(folder), case])

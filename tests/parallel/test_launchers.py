@@ -1,5 +1,6 @@
 """Ranks in Spark's executors and over hosts: real Spark, real processes, bounded in time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import yaml
 from pyspark.sql import SparkSession
 
 from jobs import ranks
-from jobs.ranks import error_of, error_report
+from jobs.ranks import REPORT, error_of, error_report
 from jobs.settings import UsageError
-from jobs.spark_ranks import run_in_executors
+from jobs.spark_ranks import _Noise, run_in_executors
 from jobs.train import main
 from model.bundle import load_bundle
 from model.errors import ModelError
@@ -29,6 +30,7 @@ from tests.model.day import write_day
 
 _PROJECT = Path(__file__).parent.parent.parent
 DAY = date(2024, 6, 30)
+_FOR_EVER = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "100000"}  # a rank waits for the others
 
 
 def test_ranks_in_executors_and_on_hosts_train_the_same_model(tmp_path: Path) -> None:
@@ -111,9 +113,35 @@ def test_an_error_before_ranks_meet_ends_those_that_wait_and_is_told(spark: Spar
             raise ModelError("file 7 is torn")
         hvd.init()
 
-    for_ever = {"HOROVOD_GLOO_TIMEOUT_SECONDS": "100000"}  # rank 0 would wait for the other
     with pytest.raises(ModelError, match=r"^file 7 is torn$"):
-        run_in_executors(spark, 2, work, lambda _line: None, for_ever)
+        run_in_executors(spark, 2, work, lambda _line: None, _FOR_EVER)
+    _assert_none_left()
+
+
+def test_a_report_of_a_rank_that_could_not_reach_the_driver_is_told() -> None:
+    noise = _Noise()
+    noise.write("[0]<stderr>:at work\n")
+    noise.write(f"[1]<stderr>:{REPORT}rank {json.dumps(error_report(ModelError('file 7 is torn')))}\n")
+    told = noise.last_words(0, 0)
+    assert isinstance(told, ModelError)
+    assert str(told) == "file 7 is torn"
+    cut = _Noise()
+    cut.write(f'[1]<stderr>:{REPORT}rank {{"type": ')
+    assert "a rank is gone" in str(cut.last_words(0, 0))
+
+
+def test_a_rank_that_is_killed_before_they_meet_ends_those_that_wait(spark: SparkSession) -> None:
+    def work() -> None:
+        import os
+
+        import horovod.tensorflow as hvd
+
+        if os.environ["HOROVOD_RANK"] == "1":
+            os.kill(os.getpid(), 9)
+        hvd.init()
+
+    with pytest.raises(ModelError, match="a rank is gone"):
+        run_in_executors(spark, 2, work, lambda _line: None, _FOR_EVER)
     _assert_none_left()
 
 
@@ -145,8 +173,8 @@ def test_a_cluster_without_room_for_every_rank_is_told_of_in_time(spark: SparkSe
     try:
         while not at_work.exists():
             time.sleep(0.1)
-        with pytest.raises(TimeoutError, match=r"1 of 2 ranks had a slot .* after 5 s, .* --start-timeout"):
-            run_in_executors(spark, 2, lambda: None, lambda _line: None, {}, start_timeout_s=5)
+        with pytest.raises(TimeoutError, match=r"1 of 2 ranks had a slot .* after 15 s, .* --start-timeout"):
+            run_in_executors(spark, 2, lambda: None, lambda _line: None, {}, start_timeout_s=15)
     finally:
         ended.touch()
         busy.join()

@@ -27,17 +27,28 @@ TOLERANCE = (
     1e-5  # of weights, between trainings with other numbers of ranks; with two ranks they were equal bit for bit
 )
 DELAY_S = 0.05  # at most between a chosen step and the kill: longer than a step or a checkpoint takes
-SPARE_STEPS = 30  # from the last step that is chosen to the end, so that a kill comes before it
+SPARE_STEPS = 30  # that a training takes at most between a chosen step and the kill
 
 
 class Start:
-    """A training that runs beside the test. `error` is what ended it, None if it finished."""
+    """A training that runs beside the test until it is killed. `error` is what ended it, None if it finished.
 
-    def __init__(self, folder: Path, case: str, ranks: int, min_ranks: int | None = None) -> None:
+    The moment is a random one of the `left` steps from here. However late it comes, the training has not ended: it
+    waits for it SPARE_STEPS later.
+    """
+
+    def __init__(
+        self, folder: Path, case: str, ranks: int, rng: random.Random, left: int, min_ranks: int | None = None
+    ) -> None:
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, args=(folder, case, ranks, min_ranks))
-        self._folder, self._case, self._ranks = folder, case, ranks
+        self._folder, self._case, self._ranks, self._rng = folder, case, ranks, rng
         self._known = set(records(folder, case))
+        self._after, self._delay_s = rng.randint(1, left), rng.uniform(0, DELAY_S)
+        self._killed = folder / f"{case}-killed-{len(self._known)}"
+        content = json.loads((folder / f"{case}.json").read_text())
+        hold = {"hold_after": self._after + SPARE_STEPS - 1, "hold_until": self._killed.name}
+        (folder / f"{case}.json").write_text(json.dumps(content | hold))
         self.thread.start()
 
     def _run(self, folder: Path, case: str, ranks: int, min_ranks: int | None) -> None:
@@ -46,25 +57,26 @@ class Start:
         except Exception as error:
             self.error = error
 
-    def kill(self, rng: random.Random, left: int, n_victims: int) -> list[Path]:
-        """SIGKILL to random ranks at a random moment of the `left` steps from here; the victims' records."""
-        after, delay_s = rng.randint(1, left), rng.uniform(0, DELAY_S)
+    def kill(self, n_victims: int) -> list[Path]:
+        """SIGKILL to random ranks; the victims' records."""
         own: list[Path] = []
         try:
-            while len(own) < self._ranks or any(len(steps(path)) < after for path in own):
-                assert self.thread.is_alive(), f"it ended before step {after} of this start: {self.error}"
+            while len(own) < self._ranks or any(len(steps(path)) < self._after for path in own):
+                assert self.thread.is_alive(), f"it ended before step {self._after} of this start: {self.error}"
                 time.sleep(0.001)
                 own = sorted(set(records(self._folder, self._case)) - self._known)
-            time.sleep(delay_s)
+            time.sleep(self._delay_s)
         except BaseException:
             n_victims = self._ranks
             raise
         finally:
-            victims = rng.sample(own, min(n_victims, len(own)))
+            victims = self._rng.sample(own, min(n_victims, len(own)))
             for path in victims:
                 with suppress(ProcessLookupError):  # what went wrong before is told instead
                     os.kill(int(path.stem.rpartition("-")[2]), signal.SIGKILL)
-        print(f"{self._case}: {n_victims} of {self._ranks} killed {delay_s * 1000:.0f} ms after {after} steps")
+            self._killed.touch()
+        moment = f"{self._delay_s * 1000:.0f} ms after {self._after} steps"
+        print(f"{self._case}: {n_victims} of {self._ranks} killed {moment}")
         return victims
 
 

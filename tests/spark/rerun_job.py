@@ -8,6 +8,7 @@ FOLDER/tables is a root with what scoring reads. Leaves FOLDER/<case>, a root ea
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -50,9 +51,13 @@ class MakeLosing:
 
 
 def lose(local: str, marker: str) -> None:
+    is_lost = Path(f"{marker}-is-lost")
     if fakes.is_first(marker):
         for path in Path(local).rglob("shuffle_*"):
             path.unlink(missing_ok=True)  # Spark clears away what queries before have shuffled
+        is_lost.touch()
+    while not is_lost.exists():  # else the others might all have read it by then
+        time.sleep(0.01)
 
 
 def losing(batches: Iterator[pa.RecordBatch], local: str, marker: str) -> Iterator[pa.RecordBatch]:

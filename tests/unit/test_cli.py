@@ -20,7 +20,7 @@ import sys, time
 from jobs.cli import run_job, stage_parser
 def work(arguments):
     print("started", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 sys.exit(run_job(work, stage_parser("score", needs_date=False), ["--root", "r"]))
 """
 

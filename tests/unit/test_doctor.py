@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -133,8 +135,15 @@ def test_handshake_needs_the_sum_from_both_ranks(answer: Output, ok: bool, monke
     assert bool(finding.fix) is not ok
 
 
-def test_a_time_limit_ends_everything_that_was_started(tmp_path: Path) -> None:
+def test_a_time_limit_ends_everything_that_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     note = tmp_path / "pid"
+
+    class Begun(subprocess.Popen):  # type: ignore[type-arg]
+        def communicate(self, *arguments: Any, **options: Any) -> Any:
+            wait_until(lambda: note.exists() and note.read_text(encoding="utf-8").endswith("\n"))
+            return super().communicate(*arguments, **options)
+
+    monkeypatch.setattr(doctor.subprocess, "Popen", Begun)
     command = ["bash", "-c", f"sleep 3600 & echo $! > {note}; wait"]
     answer = doctor.run(command, timeout_s=2)
     assert answer.code is None
@@ -145,18 +154,29 @@ def test_a_time_limit_ends_everything_that_was_started(tmp_path: Path) -> None:
 def test_an_interrupt_ends_everything_that_was_started(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     inner = f"sleep 3600 & echo $! > {note}; setsid sleep 3600 & echo $! >> {note}; wait"
-    script = f"from jobs import doctor; doctor.run(['bash', '-c', {inner!r}])"
+    waiting = tmp_path / "waiting"  # else the signal may come in the midst of Popen
+    script = (
+        f"import pathlib, subprocess; from jobs import doctor; mark = pathlib.Path({str(waiting)!r}); "
+        "whole = subprocess.Popen.communicate; "
+        "subprocess.Popen.communicate = lambda *of, **by: (mark.touch(), whole(*of, **by))[1]; "
+        f"doctor.run(['bash', '-c', {inner!r}])"
+    )
     started = subprocess.Popen(
         [sys.executable, "-c", script], cwd=Path(doctor.__file__).parent.parent, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 300
-    while not note.exists() or len(note.read_text(encoding="utf-8").split()) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(waiting.exists)
+    wait_until(lambda: note.exists() and len(note.read_text(encoding="utf-8").split()) == 2)
     started.send_signal(signal.SIGINT)
     assert started.wait(120) != 0
     for child in map(int, note.read_text(encoding="utf-8").split()):
         assert _ended(child)
+
+
+def wait_until(found: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _ended(pid: int) -> bool:

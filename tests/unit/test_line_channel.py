@@ -1,9 +1,11 @@
 """What another process says and reports over a connection of its own."""
 
 import io
-import pickle
 import socket
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import cloudpickle
 
@@ -24,13 +26,25 @@ def test_a_report_is_heard_though_another_process_talks() -> None:
         stream = FarStream(address, io.StringIO())
         stream.write("at work\n")
         assert heard.wait(60)
-        hand_over = pickle.loads(cloudpickle.dumps(reporter(address)))  # as it travels to a rank
-        assert hand_over('{"type": "x"}')
-        assert noted == ['{"type": "x"}']
+        hand_over = reporter(address)
+        assert hand_over("torn")
+        assert noted == ["torn"]
         del stream
     assert said == ["at work"]
     assert not hand_over("after the end")
     assert not reporter(None)("nowhere")
+
+
+def test_a_report_comes_from_a_process_without_the_project(tmp_path: Path) -> None:
+    noted: list[str] = []
+    code = (
+        "import pickle, sys; sys.modules['jobs'] = None; "
+        "sys.exit(0 if pickle.load(sys.stdin.buffer)('no project') else 1)"
+    )
+    with listen("127.0.0.1", "127.0.0.1", noted.append, noted.append) as address:
+        carried = cloudpickle.dumps(reporter(address))
+        subprocess.run([sys.executable, "-I", "-c", code], input=carried, check=True, cwd=tmp_path)
+    assert noted == ["no project"]
 
 
 def test_what_breaks_off_or_comes_without_the_word_is_no_report() -> None:

@@ -15,8 +15,8 @@ from jobs.processes import began
 
 # A process with a child, as a Worker has executors; says the child's id, then sleeps.
 _PARENT = (
-    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-    "print(child.pid, flush=True); time.sleep(60)"
+    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)']); "
+    "print(child.pid, flush=True); time.sleep(3600)"
 )
 
 
@@ -111,7 +111,7 @@ def test_a_master_is_found_where_it_listens_and_not_where_an_earlier_one_did(tmp
             "#!/bin/sh\n"
             f"echo Starting Spark master at spark://127.0.0.1:{port}\n"
             f"echo Bound MasterWebUI to all, and started at http://127.0.0.1:{port}\n"
-            "exec sleep 60\n"
+            "exec sleep 3600\n"
         )
         found = cluster.up(tmp_path / "own", workers=0)
         assert (found.master, found.ui) == (f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{port}")
