@@ -11,6 +11,7 @@ from features import columns as c
 from features.contracts import ContractError
 
 _ITEM, _CATEGORY = "item", "category"  # columns that a json_object is read as
+_CORRUPT = "_corrupt_line"  # of a CSV file: a line that does not fit
 
 
 class CategoryMap(BaseModel):
@@ -96,16 +97,22 @@ def _rows(spark: SparkSession, layout: CategoryMap, paths: Sequence[str]) -> Dat
     if layout.format == "parquet":
         rows = spark.read.parquet(*paths)
     else:
-        schema = None if layout.header else ", ".join(f"`{name}` string" for name in layout.names)
-        rows = spark.read.csv(
+        names = list(layout.names)
+        if layout.header:
+            names = spark.read.csv(list(paths), sep=layout.delimiter, header=True).columns or list(layout.needed)
+        # Without this the reader skips columns that nothing uses, and then takes a torn row for a good one.
+        rows = spark.read.option("columnPruning", False).csv(
             list(paths),
-            schema=schema,
+            schema=", ".join(f"`{name}` string" for name in [*names, _CORRUPT]),
             sep=layout.delimiter,
             quote='"',
             escape='"',
             header=layout.header,
             enforceSchema=not layout.header,
+            mode="PERMISSIVE",
+            columnNameOfCorruptRecord=_CORRUPT,
         )
+        rows = rows.where(F.col(_CORRUPT).isNull()).drop(_CORRUPT)
     missing = [name for name in layout.needed if name not in rows.columns]
     if missing:
         raise ContractError(

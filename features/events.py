@@ -45,11 +45,22 @@ class CleaningSpec(BaseModel):
 
 @dataclass(frozen=True)
 class RunDays:
-    """The UTC days a run covers, both included, and how many days late an event may arrive."""
+    """The UTC days a run covers, both included, and how many days late an event may arrive.
+
+    open_from: the first day that the runs before left open, None where there were none. No event of an earlier one is
+    taken, though more lateness is allowed now: its sessions are finished.
+    """
 
     first: date
     last: date
     lateness_days: int
+    open_from: date | None = None
+
+    @property
+    def left_open_from(self) -> date:
+        """The first day whose sessions may still grow after the run."""
+        day = date.fromordinal(max(1, self.last.toordinal() + 1 - self.lateness_days))
+        return max(day, self.open_from or date.min)
 
 
 def midnight(day: date) -> datetime:
@@ -61,8 +72,9 @@ def parse_events(raw: DataFrame, source: SourceMap, spec: CleaningSpec, days: Ru
     """Every row of the log as the columns of `events_v1` plus REASON (null for a good row) and RAW (the row, whole).
 
     An event's arrival day is the day of its ingest_time, else its own, but not before the run's first day. It is
-    TOO_LATE when its own day lies more than `days.lateness_days` before its arrival. A view is a BOUNCE when its known
-    dwell time lies below `spec.min_dwell_s`; what is no number of seconds, or below 0, is not known.
+    TOO_LATE when its own day lies more than `days.lateness_days` before its arrival, or before `days.open_from`. A
+    view is a BOUNCE when its known dwell time lies below `spec.min_dwell_s`; what is no number of seconds, or below 0,
+    is not known.
     event_id: order * 2^20 + hash where the log has an order (0 to 2^43, else MALFORMED_ROW); else the hash of user,
     item, category, action and time, and of the log's own id where it has ids. Two rows with one id are one event.
     """
@@ -160,6 +172,8 @@ def _reason(source: SourceMap, spec: CleaningSpec, days: RunDays) -> Column:
         .when(arrival_day > F.lit(days.last), AFTER_RUN)
         .when(event_day < F.date_sub(arrival_day, days.lateness_days), TOO_LATE)
     )
+    if days.open_from:
+        reason = reason.when(event_day < F.lit(days.open_from), TOO_LATE)
     if _looks_at_dwell(source, spec):
         dwell = F.col(c.DWELL_S)
         short = (dwell >= 0) & (dwell < spec.min_dwell_s)

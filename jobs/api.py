@@ -32,7 +32,7 @@ from features.scoring_spec import ScoringSpec
 from features.sessions import CutRules, denoised_sessions, events_by_user
 from features.states import Run, score_share
 from features.workers import in_worker
-from jobs.layers import read_sequences
+from jobs.layers import at_the_end_of, read_sequences
 from jobs.score import LoadBundle
 from jobs.score_files import loaded
 from jobs.settings import Settings, UsageError, load_settings
@@ -113,7 +113,8 @@ def score_users(
     )
     run = Run(as_of(day), known.model_version, known.sizes.session_gap_s)
     n = n_partitions or sequences.sparkSession.sparkContext.defaultParallelism
-    rows = sequences.select(*HISTORY_COLUMNS).where(F.col(c.LENGTH) > 0).repartition(n, c.USER_ID)
+    rows = at_the_end_of(sequences, day, known.gap_edges_s).select(*HISTORY_COLUMNS)
+    rows = rows.where(F.col(c.LENGTH) > 0).repartition(n, c.USER_ID)
     return rows.mapInArrow(partial(_scored, loader=loader, spec=settings.scoring, run=run), SCORES.schema)
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import date
 from typing import Any
 
+from pydantic import BaseModel
+
 from features import columns as c
 from features.contexts import Ids, contexts
 from features.contracts import TRAINING_SEQUENCES
@@ -120,8 +122,19 @@ def evaluate(
     )
     notes = (*notes, *calibration_notes(details), *more)
     result = EvaluationResult(evaluation, protocol, spec.ks, judged.versions, notes, path, details, future)
-    _write(store, result, inputs, config_hash(spec))
+    _write(store, result, inputs, evaluation_hash(settings))
     return result
+
+
+def evaluation_hash(settings: Settings) -> str:
+    """Hash of the settings that an evaluation depends on: its own, and how scoring reads a history."""
+    scoring = settings.scoring
+    return config_hash(settings.evaluation, _Read(anchor=scoring.anchor_events, short=scoring.short_history_events))
+
+
+class _Read(BaseModel):
+    anchor: int
+    short: int
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def explain_users(
     scorer: Any = LoadBundle(path, version, threads=0, item_probes=settings.scoring.probes)()
     coding = Coding(tuple(bundle.gap_edges_s), settings.scoring.anchor_events)
     end_us = round(as_of(dt).timestamp()) * c.MICROS
-    events = _events(spark, store, dt, sorted(rows), scorer)
+    events = _events(spark, store, dt, end_us, sorted(rows), scorer)
     wanted = {user: _target(row, scorer) for user, row in rows.items() if row[c.PROVENANCE] in BY_MODEL}
     targets = {user: ids for user, ids in wanted.items() if ids is not None}
     found = effects(events, targets, end_us, scorer, scorer.log_p_of, coding)
@@ -125,11 +125,15 @@ def _bundle_path(store: Store, version: str, dt: date) -> str:
     return f"{store.root}/{path}"
 
 
-def _events(spark: SparkSession, store: Store, dt: date, users: Sequence[str], scorer: Scorer) -> pa.Table:
-    """Every event of the users, encoded for the model, with its own words; ordered by (user, time, event_id)."""
+def _events(spark: SparkSession, store: Store, dt: date, end_us: int, users: Sequence[str], scorer: Scorer) -> pa.Table:
+    """Every event of the users before `end_us`, encoded for the model, with its own words.
+
+    A clock that is ahead may have put some behind it. Ordered by (user, time, event_id).
+    """
     events, _, _ = events_until(spark, store, dt)
     words = (c.USER_ID, c.EVENT_ID, c.ITEM_ID, c.CATEGORY_ID, c.ACTION)
-    rows = events.where(F.col(c.USER_ID).isin(list(users))).select(*words, F.unix_micros(c.EVENT_TIME).alias("time_us"))
+    events = events.where(F.col(c.USER_ID).isin(list(users)) & (F.unix_micros(c.EVENT_TIME) < end_us))
+    rows = events.select(*words, F.unix_micros(c.EVENT_TIME).alias("time_us"))
     kinds = (pa.string(), pa.int64(), pa.string(), pa.string(), pa.string(), pa.int64())
     schema = pa.schema(list(zip((*words, "time_us"), kinds, strict=True)))
     table = pa.Table.from_pylist([row.asDict() for row in rows.collect()], schema=schema)

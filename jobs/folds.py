@@ -17,7 +17,7 @@ from pyspark.sql import SparkSession
 from features import columns as c
 from features.contracts import OPEN_SESSIONS, TRAINING_SEQUENCES, VOCABULARY
 from jobs.cli import say
-from jobs.evaluate import TABLES, evaluate
+from jobs.evaluate import TABLES, evaluate, evaluation_hash
 from jobs.evaluation_details import main_k
 from jobs.evaluation_files import read_metrics, write_evaluation
 from jobs.evaluation_table import columns_shown, render, title
@@ -220,4 +220,4 @@ def _is_evaluated(settings: Settings, fold: Store, date: date, split: str, seque
     manifest = fold.manifest(TABLES[split], date, "jobs/evaluate.py")
     bundle = json.loads(fold.fs.cat_file(f"{fold.path(BUNDLE, date)}/{MANIFEST}"))["model_version"]
     wanted = {f"{TRAINING_SEQUENCES.name}/{date}": sequences.hash, "bundle": bundle}
-    return manifest.inputs == wanted and manifest.config_hash == config_hash(settings.evaluation)
+    return manifest.inputs == wanted and manifest.config_hash == evaluation_hash(settings)

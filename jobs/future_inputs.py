@@ -39,9 +39,14 @@ _SILENT_COLUMNS = (c.USER_ID, c.LENGTH, *c.CHANNELS, c.LAST_TIME)
 
 
 def period_end_us(counters: Mapping[str, object], protocol: SplitProtocol) -> int:
-    """Where the labels of the split end: validation at the test cutoff, test with the run's day."""
+    """Where the labels of the split end: validation at the test cutoff, test where the events end.
+
+    That is the end of the run's day, and for a fold of a rolling origin so many days before it.
+    """
     if protocol.split == c.VALID:
         return micros(str(counters["test_cutoff"]))
+    if "end_cutoff" in counters:
+        return micros(str(counters["end_cutoff"]))
     return micros((datetime.fromisoformat(protocol.date) + timedelta(days=1)).isoformat() + "+00:00")
 
 

@@ -97,9 +97,10 @@ def build_scoring_sequences(spark: SparkSession, settings: Settings, root: str, 
 
 def _night(store: Store, settings: Settings, dt: date, hashed: str, vocabulary: Manifest) -> _Night:
     spec = settings.sequences
-    chain = session_chain(store, dt, _usable_histories(store, settings, dt))
-    usable = chain[-1].dt in _usable_histories(store, settings, dt)
-    histories = store.check(HISTORIES, chain[-1].dt, _SEQUENCES) if usable else None
+    known = _usable_histories(store, settings, dt)
+    chain = session_chain(store, dt, known)
+    is_usable = known.get(chain[-1].dt) == chain[-1].hash  # else that day was run again since
+    histories = store.check(HISTORIES, chain[-1].dt, _SEQUENCES) if is_usable else None
     runs = chain[:-1] if histories else chain
     opened = store.check(OPEN_SESSIONS, dt, _SESSIONIZE)
     due = histories is None or (

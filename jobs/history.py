@@ -21,7 +21,7 @@ def events_until(
 ) -> tuple[DataFrame, dict[str, str], int]:
     """Every event in the sessions of a day's history, open ones included: (events, manifest hashes, bytes read).
 
-    since: a day before which events are left out; partitions that end before it stay closed.
+    since: a day before which events are left out; partitions of days before it stay closed.
 
     Raises:
         ContractError: a run of the chain is missing, torn, or was replaced after the next one had been built on it.
@@ -29,7 +29,7 @@ def events_until(
     chain = session_chain(store, dt)
     if since:
         start = midnight(since)
-        chain = [manifest for manifest in chain if manifest.max_time is None or manifest.max_time >= start.isoformat()]
+        chain = [manifest for manifest in chain if manifest.dt >= str(since)]
     opened = store.check(OPEN_SESSIONS, dt, _MADE_BY)
     inputs = {f"{manifest.table}/{manifest.dt}": manifest.hash for manifest in [*chain, opened]}
     n_bytes = sum(int(file["bytes"]) for manifest in [*chain, opened] for file in manifest.files)

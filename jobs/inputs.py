@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
+import fsspec
 from py4j.protocol import Py4JJavaError
 from pydantic import ValidationError
 from pyspark.errors import PySparkException
@@ -106,18 +108,28 @@ def log_span(spark: SparkSession, source: SourceMap, inputs: Sequence[str]) -> t
 def find_inputs(
     store: Store, inputs: Sequence[str], first_day: date, last_day: date, flag: str = "--input"
 ) -> tuple[list[str], dict[str, int]]:
-    """Paths to read and the bytes of every file below them; `{date}` in a path stands for each day of the run."""
+    """Paths to read and the bytes of every file below them; `{date}` in a path stands for each day of the run.
+
+    A URI is looked for on its own file system, a plain path on that of the root.
+    """
     n_days = (last_day - first_day).days + 1
     spelled = [path.replace("{date}", str(first_day + timedelta(days=k))) for path in inputs for k in range(n_days)]
     paths = list(dict.fromkeys(spelled))
     sizes: dict[str, int] = {}
     missing = []
     for path in paths:
-        found = store.fs.find(path, detail=True) if store.fs.exists(path) else {}
+        fs = file_system_of(store, path)
+        found = fs.find(path, detail=True) if fs.exists(path) else {}
         files = {name: int(info["size"]) for name, info in found.items() if not _hidden(name)}
         if not files:
             missing.append(path)
-        sizes |= files
+        sizes |= {fs.unstrip_protocol(name) if "://" in path else name: size for name, size in files.items()}
+        below = [name for name in files if not _is_read(name, path)]
+        if below:
+            raise ContractError(
+                f"{flag} {path} holds {min(below)}, in a sub-folder, which Spark does not read (but for ones named as "
+                f"column=value). Pass each folder that holds files, or put the files side by side."
+            )
     if missing:
         raise ContractError(
             f"{flag} {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}: no such file, or a folder without "
@@ -154,6 +166,18 @@ def readable_error(error: Exception, paths: Sequence[str]) -> Exception:
             f"order."
         )
     return error
+
+
+def file_system_of(store: Store, path: str) -> Any:
+    """Where an input lies: of a URI its own, of a plain path that of the root."""
+    return fsspec.core.url_to_fs(path)[0] if "://" in path else store.fs
+
+
+def _is_read(name: str, path: str) -> bool:
+    """Whether Spark reads a file that was found below a path: it goes into sub-folders that are partitions alone."""
+    top = fsspec.core.strip_protocol(path).rstrip("/")
+    folders = name.removeprefix(top).strip("/").split("/")[:-1]
+    return all("=" in folder for folder in folders)
 
 
 def _hidden(path: str) -> bool:

@@ -115,13 +115,16 @@ def _latest(frames: Sequence[DataFrame]) -> DataFrame:
 
 
 def _as_of(rows: DataFrame, sequences: Manifest, dt: date) -> DataFrame:
-    """The rows with the one column that moves with the cutoff."""
     edges_s = [int(edge) for edge in sequences.counters["gap_edges_s"]]
-    next_gap = _gap_until(midnight(dt + timedelta(days=1)), edges_s)
-    return rows.withColumn(c.NEXT_GAP, next_gap).select(*SEQUENCES.schema.names)
+    return at_the_end_of(rows, dt, edges_s).select(*SEQUENCES.schema.names)
 
 
-def _gap_until(cutoff: datetime, edges_s: list[int]) -> Column:
+def at_the_end_of(rows: DataFrame, dt: date, edges_s: Sequence[int]) -> DataFrame:
+    """Rows of sequences_v1 with the one column that moves with the day: `next_gap`, the silence up to its end."""
+    return rows.withColumn(c.NEXT_GAP, _gap_until(midnight(dt + timedelta(days=1)), edges_s))
+
+
+def _gap_until(cutoff: datetime, edges_s: Sequence[int]) -> Column:
     """The gap code of (cutoff - last_time), as `features.windows.gap_codes` gives it."""
     gap_us = F.unix_micros(F.lit(cutoff)) - F.unix_micros(c.LAST_TIME)
     code = F.lit(c.FIRST_GAP)

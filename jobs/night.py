@@ -32,7 +32,7 @@ from jobs.cli import say
 from jobs.evaluate import evaluate
 from jobs.feeds import feed_tables
 from jobs.gating import SCORES_CHECK, check_scores, judge_challenger
-from jobs.inputs import find_inputs, load_key, load_source
+from jobs.inputs import file_system_of, find_inputs, load_key, load_source
 from jobs.night_input import QUALITY, accepted_nights, check_input, gather_facts, latest_before, refuse_bad
 from jobs.nightly_spec import BUNDLE
 from jobs.published import Release, publish, read_pointer, release_before
@@ -43,6 +43,7 @@ from jobs.spark import spark_session
 from jobs.steps import DONE, SKIPPED, Steps, identity, read_json
 from jobs.store import MANIFEST, Store, code_version
 from jobs.train import launch, train
+from model.bundle import read_coding
 from model.gate import Decision
 
 SESSIONIZE, INPUT, NUMBER, ENCODE, TRAIN = "sessionize", "input", "vocabulary", "sequences", "train"
@@ -73,12 +74,19 @@ class Night:
 
     @cached_property
     def champion(self) -> Release | None:
-        """The release in use as the night begins, if its model is still there."""
+        """The release in use as the night begins, if its model is still there and reads sequences coded as now."""
         release = release_before(read_pointer(self.store), self.date)
         if release is None or release.bundle is None:
             return None
-        values = read_json(self.store, f"{self.store.root}/{release.bundle}/{MANIFEST}") or {}
-        return release if values.get("model_version") == release.model_version else None
+        folder = f"{self.store.root}/{release.bundle}"
+        values = read_json(self.store, f"{folder}/{MANIFEST}") or {}
+        if values.get("model_version") != release.model_version:
+            return None
+        coding, own = self.settings.sequences.coding(self.settings.sessions.gap_s), read_coding(folder)
+        if own != coding:
+            say(f"{self.date}: model {release.model_version} reads sequences of {own}, and now they are of {coding}")
+            return None
+        return release
 
     def go(self) -> None:
         """All steps up to --until; metrics.json is written also where one of them stops the night."""
@@ -124,7 +132,7 @@ class Night:
         if not ends(PUBLISH):
             self._report()
         if not ends(REPORT):
-            removals = plan_removals(self.store, self.settings.retention, read_pointer(self.store))
+            removals = plan_removals(self.store, self.settings.retention, read_pointer(self.store), self.date)
             remove(self.store, removals)
             self.steps.note(RETENTION, DONE, f"{removals.n} old partitions, releases and logs removed")
         if decision and not self._takes_over(decision):
@@ -166,7 +174,7 @@ class Night:
         """What tells one version of each input file from another: size and time of change, or the store's own mark."""
         marks = ("size", "mtime", "LastModified", "ETag", "etag", "generation")
         _, sizes = find_inputs(self.store, paths, first, self.date, flag)
-        found = {path: self.store.fs.info(path) for path in sizes}
+        found = {path: file_system_of(self.store, path).info(path) for path in sizes}
         return {path: " ".join(str(info[mark]) for mark in marks if mark in info) for path, info in found.items()}
 
     def _input(self) -> NightFacts:
@@ -187,6 +195,7 @@ class Night:
             self.steps.forget(f"{INPUT}-counts.json")
         self.steps.run(f"{INPUT}-counts", made_of, (), work)
         counted = self.steps.read(QUALITY) or {}
+        self.accepted |= frozenset(counted.get("accepted_checks", ()))  # by an earlier run, of the same log
         facts = NightFacts.from_json(counted["facts"])
         findings = check_input(facts, accepted_nights(self.store, self.date, spec.nights), spec)
         shown = [
@@ -194,7 +203,9 @@ class Night:
         ]
         is_good = all(finding.is_good or finding.check in self.accepted for finding in findings)
         self.metrics["input"] = {"findings": shown, "accepted": sorted(self.accepted)}
-        self.steps.write(QUALITY, {"facts": facts.to_json(), "accepted": is_good, "findings": shown})
+        passed_over = sorted({finding.check for finding in findings if not finding.is_good} & self.accepted)
+        record = {"facts": facts.to_json(), "accepted": is_good, "findings": shown, "accepted_checks": passed_over}
+        self.steps.write(QUALITY, record)
         refuse_bad(findings, self.accepted, self.date)
         self.steps.note(
             INPUT, DONE, f"{len(findings)} checks of the log, {sum(not f.is_good for f in findings)} accepted"
@@ -296,7 +307,12 @@ class Night:
         if self.steps.read("decision.json") is None:
             self.steps.forget(f"{GATE}.json")
         self.steps.run(GATE, made_of, (), judge)
-        decision = Decision.from_json(self.steps.read("decision.json") or {})
+        found = self.steps.read("decision.json") or {}
+        decision = Decision.from_json(found)
+        if GATE in self.accepted:
+            self.steps.write("decision.json", {**found, "accepted": True})
+        elif found.get("accepted"):  # by an earlier run of this night, of the same model and the same rows
+            self.accepted |= {GATE}
         self.metrics["gate"] = {**decision.to_json(), "takes_over": self._takes_over(decision)}
         return decision
 

@@ -1,7 +1,7 @@
 """What a run leaves for machines: lines as JSON, numbers as JSON and for Prometheus, and Spark's event log.
 
     INTEREST_LOG_FORMAT=json       lines on standard error are JSON objects, on driver, executors and ranks alike
-    INTEREST_PROMETHEUS_DIR=DIR    a copy of the numbers as DIR/interest_<job>.prom, for a collector of text files
+    INTEREST_PROMETHEUS_DIR=DIR    a copy of the numbers as DIR/interest_<job>-<root>.prom, for a collector of files
     ROOT/_runs/dt=D/<job>/         metrics.json and metrics.prom of the latest run of a job for a day
     ROOT/_runs/dt=D/spark-events/  event logs, for Spark's history server
 
@@ -9,6 +9,7 @@ What all lines of a run share travels in the environment, so that ranks have it 
 executors from the driver.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ from jobs.store import Store
 LOG_FORMAT = "INTEREST_LOG_FORMAT"
 PROMETHEUS_DIR = "INTEREST_PROMETHEUS_DIR"
 RUNS, EVENTS = "_runs", "spark-events"
+POINTER = "published.json"  # see jobs.published
 UNDATED = "undated"  # instead of a day, for a run that finds its last day in the log
 
 INFO, ERROR = "info", "error"  # levels of lines
@@ -40,6 +42,7 @@ _GAUGES = {
     "interest_job_duration_seconds": "wall time",
     "interest_job_end_timestamp_seconds": "when it ended, seconds since 1970",
     "interest_job_data_timestamp_seconds": "end of the day that it was for, seconds since 1970",
+    "interest_published_data_timestamp_seconds": "end of the day whose scores are published, seconds since 1970",
     "interest_job_value": "a number of the job's result, named as in metrics.json",
 }
 
@@ -67,13 +70,16 @@ class RunRecord:
             "seconds": round(time.monotonic() - self._started, 1),
             "exit_code": code,
             "error": self.error,
+            "root": self.root,
+            "published": _published_day(store),
             "result": json.loads(json.dumps(self.result, default=str)),
         }
         folder, text = f"{store.root}/{RUNS}/dt={day}/{self.job}", prometheus_text(content, time.time())
         _write_text(f"{folder}/metrics.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
         _write_text(f"{folder}/metrics.prom", text)
         if os.environ.get(PROMETHEUS_DIR):
-            _write_text(f"{os.environ[PROMETHEUS_DIR]}/interest_{self.job}.prom", text)
+            of = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
+            _write_text(f"{os.environ[PROMETHEUS_DIR]}/interest_{self.job}-{of}.prom", text)
 
 
 _open: list[RunRecord] = []  # the innermost last
@@ -187,13 +193,12 @@ def event_folder() -> str | None:
 
 def prometheus_text(content: Mapping[str, Any], now_s: float) -> str:
     """A run's metrics.json in Prometheus's text format. Source: prometheus.io, "Exposition formats"."""
-    day = content["date"]
-    data_s = datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp() + 86_400 if day != UNDATED else None
     found: dict[str, list[tuple[str, float]]] = {
         "interest_job_exit_code": [("", content["exit_code"])],
         "interest_job_duration_seconds": [("", content["seconds"])],
         "interest_job_end_timestamp_seconds": [("", round(now_s, 3))],
-        "interest_job_data_timestamp_seconds": [] if data_s is None else [("", data_s)],
+        "interest_job_data_timestamp_seconds": _end_of(content["date"]),
+        "interest_published_data_timestamp_seconds": _end_of(content["published"]),
         "interest_job_value": list(numbers_of(content["result"])),
     }
     lines = []
@@ -201,7 +206,9 @@ def prometheus_text(content: Mapping[str, Any], now_s: float) -> str:
         if values:
             lines += [f"# HELP {gauge} {_GAUGES[gauge]}", f"# TYPE {gauge} gauge"]
         for name, value in values:
-            labels = f'job="{content["job"]}"' + (f',name="{_escaped(name)}"' if name else "")
+            # Not `job`: whoever collects the files names its own so.
+            labels = f'command="{content["job"]}",root="{_escaped(str(content["root"]))}"'
+            labels += f',name="{_escaped(name)}"' if name else ""
             lines.append(f"{gauge}{{{labels}}} {value!r}")
     return "\n".join(lines) + "\n"
 
@@ -218,6 +225,21 @@ def numbers_of(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
             keys = [key for key in _NAMED_BY if key in inner] if isinstance(inner, Mapping) else []
             named = inner[keys[0]] if keys else index
             yield from numbers_of(inner, f"{path}.{named}" if path else str(named))
+
+
+def _end_of(day: str | None) -> list[tuple[str, float]]:
+    if day is None or day == UNDATED:
+        return []
+    return [("", datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp() + 86_400)]
+
+
+def _published_day(store: Store) -> str | None:
+    """The day whose scores are in use, whichever run published them."""
+    try:
+        with store.fs.open(f"{store.root}/{POINTER}", "r") as file:
+            return str(json.load(file)["current"]["date"])
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or none that can be read
+        return None
 
 
 def _escaped(text: str) -> str:

@@ -1,6 +1,7 @@
 """The published scores: whole releases that never change, and one pointer that says which of them is in use.
 
     ROOT/published/<day>-<hash>/   the files of scores_v1 of a night, as they were when it was published
+    ROOT/models/<version>/         the bundle that made them: another training of its day leaves it alone
     ROOT/published.json            {"current": release, "previous": [release, …], "withdrawn": [release, …]}
 
 A reader opens published.json, then the folder that `current.path` names below the root: the old scores or the new
@@ -20,10 +21,11 @@ import fsspec
 
 from features.contracts import SCORES, ContractError
 from jobs.nightly_spec import BUNDLE
+from jobs.observing import POINTER
 from jobs.steps import read_json
 from jobs.store import MANIFEST, Store
 
-POINTER, RELEASES = "published.json", "published"
+RELEASES, MODELS = "published", "models"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,12 @@ def read_pointer(store: Store) -> Pointer:
 
 
 def release_before(pointer: Pointer, dt: date) -> Release | None:
-    """The latest release of an earlier night that was not taken back: what is in use as a night begins."""
+    """What is in use as a night begins: the current release, whatever came before it.
+
+    Where that is of this night or a later one, which runs again: the latest of an earlier night, not taken back.
+    """
+    if pointer.current and pointer.current.date < str(dt):
+        return pointer.current
     earlier = [release for release in pointer.releases if release.date < str(dt)]
     return max(earlier, key=lambda release: release.date, default=None)
 
@@ -96,7 +103,7 @@ def publish(store: Store, dt: date, keep: int) -> Release:
         date=str(dt),
         path=f"{RELEASES}/{dt}-{scores.hash}",
         model_version=version,
-        bundle=bundle_of(store, version),
+        bundle=_kept_bundle(store, version),
         rows=scores.rows,
         scores_hash=scores.hash,
     )
@@ -131,6 +138,8 @@ def roll_back(store: Store) -> tuple[Release, Release]:
 
 def bundle_of(store: Store, model_version: str) -> str | None:
     """Path below the root of the bundle with this version, None where none has it (any more)."""
+    if store.fs.exists(f"{store.root}/{MODELS}/{model_version}/{MANIFEST}"):
+        return f"{MODELS}/{model_version}"
     for dt in reversed(store.dates(BUNDLE)):
         values = read_json(store, f"{store.path(BUNDLE, dt)}/{MANIFEST}")
         if values is not None and values.get("model_version") == model_version:
@@ -139,24 +148,41 @@ def bundle_of(store: Store, model_version: str) -> str | None:
 
 
 def unused_releases(store: Store, pointer: Pointer) -> list[str]:
-    """Folders of releases that the pointer does not name."""
-    folder = f"{store.root}/{RELEASES}"
-    if not store.fs.exists(folder):
-        return []
-    named = {release.name for release in (*pointer.releases, *pointer.withdrawn)}
-    names = [posixpath.basename(path.rstrip("/")) for path in store.fs.ls(folder, detail=False)]
-    return [f"{folder}/{name}" for name in sorted(names) if name not in named]
+    """Folders of releases, and of their models, that the pointer does not name."""
+    releases = (*pointer.releases, *pointer.withdrawn)
+    named = {place for release in releases for place in (release.path, release.bundle)}
+    unused = []
+    for of in (RELEASES, MODELS):
+        folder = f"{store.root}/{of}"
+        if store.fs.exists(folder):
+            names = sorted(posixpath.basename(path.rstrip("/")) for path in store.fs.ls(folder, detail=False))
+            unused += [f"{folder}/{name}" for name in names if f"{of}/{name}" not in named]
+    return unused
 
 
 def _write_release(store: Store, dt: date, release: Release) -> None:
-    """Copy the files of the scores, manifest last; on local roots they are linked, which costs no space."""
-    source, target = store.path(SCORES.name, dt), f"{store.root}/{release.path}"
+    source = store.path(SCORES.name, dt)
+    _copy_whole(store, source, [path for path, _ in store.data_files(source)], f"{store.root}/{release.path}")
+
+
+def _kept_bundle(store: Store, model_version: str) -> str | None:
+    """As `bundle_of`, once the bundle has a place that no other model takes."""
+    found = bundle_of(store, model_version)
+    if found is None or found.startswith(f"{MODELS}/"):
+        return found
+    source, kept = f"{store.root}/{found}", f"{MODELS}/{model_version}"
+    files = [path for path in sorted(map(str, store.fs.ls(source, detail=False))) if not path.endswith(f"/{MANIFEST}")]
+    _copy_whole(store, source, files, f"{store.root}/{kept}")
+    return kept
+
+
+def _copy_whole(store: Store, source: str, files: Sequence[str], target: str) -> None:
+    """Copy files of a folder, its manifest last; on local roots they are linked, which costs no space."""
     if store.fs.exists(f"{target}/{MANIFEST}"):
         return
     if store.fs.exists(target):
         store.fs.rm(target, recursive=True)
     store.fs.makedirs(target, exist_ok=True)
-    files = [path for path, _ in store.data_files(source)]
     for path in [*files, f"{source}/{MANIFEST}"]:
         _copy(store, path, f"{target}/{posixpath.basename(path)}")
 

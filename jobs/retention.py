@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 
 from features.contracts import (
     HELD_EVENTS,
@@ -16,7 +17,7 @@ from jobs.nightly_spec import BUNDLE, RetentionSpec
 from jobs.observing import RUNS, days_of_runs
 from jobs.published import Pointer, unused_releases
 from jobs.steps import read_json
-from jobs.store import MANIFEST, Store
+from jobs.store import EMPTIED, MANIFEST, Store
 
 # Table → tables among its manifest's inputs without which its rows can't be read or used.
 _NEEDS: Mapping[str, tuple[str, ...]] = {
@@ -33,7 +34,7 @@ Part = tuple[str, str]  # table, day
 
 @dataclass(frozen=True)
 class Removals:
-    """Partitions to remove, partitions to empty (their manifest stays), folders of releases, days of run logs."""
+    """Partitions to remove, to empty (their manifest stays), folders of releases and models, days of run logs."""
 
     partitions: tuple[Part, ...]
     emptied: tuple[Part, ...]
@@ -46,26 +47,38 @@ class Removals:
         return len(self.partitions) + len(self.emptied) + len(self.releases) + len(self.runs)
 
 
-def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer) -> Removals:
-    """What goes: older than the newest nights of its table, and needed by nothing that stays.
+def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer, dt: date) -> Removals:
+    """What goes after a night: older than the newest of its table up to that night, and needed by nothing that stays.
 
-    Needed are: layers and vocabularies of kept sequences, scores and sequences of the published night, the bundle of
+    Later nights stay as they are: where an old one is run again, these are next, and each needs the one before it.
+    Needed are: layers and vocabularies of kept sequences, scores and sequences of the published night, the model of
     every release, and the open sessions and held events of the nights on whose sequences another layer may be laid.
     """
     days = {table: store.dates(table) for table in spec.nights}
-    newest = {(table, dt) for table, nights in spec.nights.items() for dt in days[table][-nights:]}
+
+    def stay(found: list[str], nights: int) -> list[str]:
+        so_far = [day for day in found if day <= str(dt)]
+        return so_far[-nights:] + found[len(so_far) :]
+
+    newest = {(table, day) for table, nights in spec.nights.items() for day in stay(days[table], nights)}
     newest |= {(table, release.date) for table in (SCORES.name, SEQUENCES.name) for release in pointer.releases[:1]}
-    newest |= {_part(release.bundle) for release in (*pointer.releases, *pointer.withdrawn) if release.bundle}
+    newest |= {
+        _part(release.bundle)  # one of a pointer that was written before models had places of their own
+        for release in (*pointer.releases, *pointer.withdrawn)
+        if release.bundle and release.bundle.startswith(f"{BUNDLE}/")
+    }
     if SEQUENCES.name in spec.nights:
-        newest |= {(link, dt) for link in _LINKS for dt in days[SEQUENCES.name][-spec.nights[SEQUENCES.name] :]}
-    newest |= {(table, dt) for table in _NEEDS if table not in spec.nights for dt in store.dates(table)}
+        laid_on = stay(days[SEQUENCES.name], spec.nights[SEQUENCES.name])
+        newest |= {(link, day) for link in _LINKS for day in laid_on}
+    newest |= {(table, day) for table in _NEEDS if table not in spec.nights for day in store.dates(table)}
     kept = _closed(store, newest)
-    old = [(table, dt) for table, found in days.items() for dt in found if (table, dt) not in kept]
+    old = [(table, day) for table, found in days.items() for day in found if (table, day) not in kept]
+    runs = days_of_runs(store)
     return Removals(
         tuple(part for part in old if part[0] not in _LINKS),
         tuple(part for part in old if part[0] in _LINKS and _has_files(store, part)),
         tuple(unused_releases(store, pointer)),
-        tuple(days_of_runs(store)[: -spec.runs]),
+        tuple(day for day in runs if day not in stay(runs, spec.runs)),
     )
 
 
@@ -79,6 +92,7 @@ def remove(store: Store, removals: Removals) -> None:
             for place in _OF_TRAINING:
                 _remove(store, f"{store.root}/{place}/dt={dt}")
     for table, dt in removals.emptied:
+        store.write_text(f"{store.path(table, dt)}/{EMPTIED}", "")
         for path, _ in store.data_files(store.path(table, dt)):
             _remove(store, path)
     for dt in removals.runs:

@@ -130,8 +130,12 @@ def _take_local(path: str, own: Mapping[str, Any], tell: Callable[[str], None]) 
         os.link(hidden, path)
     except FileExistsError:
         raise _held(path, _read_local(path) or {}) from None
+    except OSError:  # a file system without hard links
+        if os.path.exists(path):
+            raise _held(path, _read_local(path) or {}) from None
+        os.replace(hidden, path)
     finally:
-        os.unlink(hidden)
+        Path(hidden).unlink(missing_ok=True)
 
 
 def _take_remote(store: Store, path: str, own: Mapping[str, Any]) -> None:

@@ -57,6 +57,7 @@ def build_sequences(
         "protocol": spec.split.protocol,
         "valid_cutoff": _iso(cutoffs.valid_us),
         "test_cutoff": _iso(cutoffs.test_us),
+        "end_cutoff": _iso(cutoffs.end_us),
         "embargo_days": spec.split.embargo_days,
         "world_sizes": list(spec.world_sizes),
         "horizons_days": list(spec.horizons_days),

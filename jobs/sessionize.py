@@ -1,6 +1,7 @@
 """Sessions of a day, or of many days in one pass: a raw log and yesterday's open sessions in, sessions out."""
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +42,7 @@ from jobs.cli import day, run_job, say, show, stage_parser
 from jobs.inputs import (
     KEY_INPUT,
     check_same_key,
+    file_system_of,
     find_inputs,
     load_categories,
     load_key,
@@ -54,6 +56,8 @@ from jobs.store import Lineage, Manifest, Store
 
 _GZIP_GROWTH = 5  # text logs unpack to about this many times their gzip size
 _CARRIED_GROWTH = 4  # text against Parquet, rather too much than too little: then the partitions are smaller
+_OPEN_FROM = "open_from"  # counter: the first day whose sessions the next run may add to
+_ENOUGH_ROWS = 100  # of a day after the first: not one of them with a category is no chance
 # Counters of denoising. Flagged, capped and burst events are gone for good, held ones are not.
 DENOISED = ("flagged_users", "events_flagged", "events_capped", "events_burst", "events_held")
 
@@ -98,23 +102,26 @@ def sessionize(
     """
     store = Store(root)
     key = load_key(settings.cleaning.pseudonym_key_file)
-    days = RunDays(first_day, last_day, settings.sessions.lateness_days)
     lineage_inputs: dict[str, str] = {KEY_INPUT: key.fingerprint} if key else {}
-    carried, held, n_carried, carried_bytes = None, None, 0, 0
+    carried, held, n_carried, carried_bytes, open_from = None, None, 0, 0, None
     if not bootstrap:
         yesterday = _open_sessions_before(store, first_day)
         check_same_key(yesterday, key)
         carried = store.read(spark, OPEN_SESSIONS, yesterday.dt, "jobs/sessionize.py")
+        open_from = yesterday.counters.get(_OPEN_FROM)
         n_carried = int(yesterday.counters["events_open"]) + int(yesterday.counters["events_held"])
         lineage_inputs[f"{OPEN_SESSIONS.name}/{yesterday.dt}"] = yesterday.hash
         held_then = _held_events_of(store, yesterday)
         held = store.read(spark, HELD_EVENTS, yesterday.dt, "jobs/sessionize.py") if held_then.rows else None
         carried_bytes = sum(int(file["bytes"]) for file in [*yesterday.files, *held_then.files])
         lineage_inputs[f"{HELD_EVENTS.name}/{yesterday.dt}"] = held_then.hash
+    since = date.fromisoformat(open_from) if open_from else None
+    days = RunDays(first_day, last_day, settings.sessions.lateness_days, since)
     paths, n_bytes = find_inputs(store, inputs, first_day, last_day)
     lineage_inputs |= {path: str(size) for path, size in n_bytes.items()}
     category_paths, category_bytes = find_inputs(store, categories, last_day, last_day, "--categories")
-    lineage_inputs |= {path: str(size) for path, size in category_bytes.items()}
+    # Events do not tell of their items' categories, so the bytes are looked at: a corrected file may be as long.
+    lineage_inputs |= {path: f"{size} {_digest(store, path)}" for path, size in category_bytes.items()}
     hashed = config_hash(settings.cleaning, settings.sessions, settings.denoising, source)
 
     try:
@@ -154,17 +161,18 @@ def sessionize(
             f"{', '.join(paths)}: {counters['rows_read']:,} rows were read and none is usable ({why}). "
             f"Check the source map (columns, time_unit, actions) and the dates of the run ({first_day} to {last_day})."
         )
-    if categories and not counters[WITH_CATEGORY]:
+    accepted = counters[ROWS_READ] - counters[ROWS_REFUSED]
+    if categories and not counters[WITH_CATEGORY] and (accepted >= _ENOUGH_ROWS or (bootstrap and accepted)):
         raise ContractError(
             f"--categories {', '.join(categories)}: no event's item has a category there. Check format, item and "
             f"category under categories: in the source map."
         )
-    accepted = counters[ROWS_READ] - counters[ROWS_REFUSED]
     counters |= {f"rejected_{reason}": n for reason, n in rejected.items()}
     if staged.events_flagged:
         counters[f"rejected_{BOT}"] = staged.events_flagged
     counters |= {"events": staged.events, "events_open": staged.events_open, "digest": staged.digest}
     counters |= {name: getattr(staged, name) for name in DENOISED}
+    counters[_OPEN_FROM] = str(days.left_open_from)
     counters["duplicates"] = accepted + n_carried - staged.distinct
     lineage = Lineage(lineage_inputs, hashed, counters)
     # Rejected rows first and open sessions last: tomorrow's run starts only from a day that is complete.
@@ -177,6 +185,11 @@ def sessionize(
     store.fs.rm(folder, recursive=True)
     denoised = {name: counters[name] for name in DENOISED}
     return Sessionized(counters[ROWS_READ], rejected, counters["duplicates"], finished.rows, opened.rows, **denoised)
+
+
+def _digest(store: Store, path: str) -> str:
+    with file_system_of(store, path).open(path, "rb") as file:
+        return str(hashlib.file_digest(file, "sha256").hexdigest()[:16])
 
 
 def unpacked_bytes(log: Mapping[str, int], carried: int) -> int:

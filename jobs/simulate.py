@@ -56,6 +56,14 @@ def simulate(spark: SparkSession, settings: Settings, root: str, last: date) -> 
             f"sequences.split.test_days = {test_days} leaves nothing before the cutoff of a log of simulation.days = "
             f"{spec.days} days; raise simulation.days or lower test_days."
         )
+    # Only what the log holds of the time after the cutoff can be compared.
+    horizons = tuple(days for days in settings.sequences.horizons_days if days <= test_days)
+    if not horizons:
+        raise UsageError(
+            f"sequences.horizons_days = {list(settings.sequences.horizons_days)}: none fits into the {test_days} days "
+            "after the cutoff (sequences.split.test_days), of which the truth tells. Raise test_days or add a shorter "
+            "horizon."
+        )
     store = Store(root)
     raw = f"{store.root}/{RAW}"
     if store.fs.exists(raw) and not store.fs.exists(f"{raw}/{TRUTH_FILE}"):
@@ -90,8 +98,6 @@ def simulate(spark: SparkSession, settings: Settings, root: str, last: date) -> 
     )
     if store.fs.exists(raw):
         store.fs.rm(raw, recursive=True)  # from here on no log lies beside a truth that is not its own
-    # Only what the log holds of the time after the cutoff can be compared.
-    horizons = tuple(days for days in settings.sequences.horizons_days if days <= test_days)
     frame = simulated_truth(spark, spec, gap_s, last, cutoff, horizons, n_tasks)
     manifest = store.write(frame, SIMULATED_TRUTH, last, lineage, time_column=c.AS_OF)
     facts["truth_users"] = manifest.rows

@@ -11,7 +11,7 @@ from features.contracts import Contract, ContractError
 from jobs.cli import say
 from jobs.observing import begin_stage
 from jobs.spark import last_stage, shuffled_bytes
-from jobs.store import MANIFEST, Store, code_version
+from jobs.store import EMPTIED, MANIFEST, Store, code_version
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 NIGHTLY = "_nightly"
@@ -103,10 +103,11 @@ class Steps:
 
 
 def identity(store: Store, table: Contract | str, dt: date | str) -> str | None:
-    """Hash of a partition that may be read, None where it is missing or torn."""
+    """Hash of a partition that may be read or that retention emptied, None where it is missing or torn."""
     if isinstance(table, Contract):
         try:
-            return store.check(table, dt, "").hash
+            is_emptied = store.fs.exists(f"{store.path(table.name, dt)}/{EMPTIED}")
+            return (store.manifest(table.name, dt, "") if is_emptied else store.check(table, dt, "")).hash
         except ContractError:
             return None
     values = read_json(store, f"{store.path(table, dt)}/{MANIFEST}")

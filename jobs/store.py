@@ -22,6 +22,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from features.contracts import Contract, ContractError
 
 MANIFEST = "_MANIFEST.json"
+EMPTIED = "_EMPTIED"  # beside the manifest of a partition whose files retention removed
 DIGEST = "crc32"  # of a file's entry in a manifest: CRC-32 of its content, in hex
 _FOOTER_THREADS = 16
 
@@ -87,6 +88,7 @@ class Store:
     def dates(self, table: str) -> list[str]:
         """Days of the partitions that may be read, rising."""
         folder = f"{self.root}/{table}"
+        self.fs.invalidate_cache(folder)  # other processes write here too, a training's ranks for one
         if not self.fs.exists(folder):
             return []
         names = (posixpath.basename(path.rstrip("/")) for path in self.fs.ls(folder, detail=False))
@@ -124,6 +126,11 @@ class Store:
             raise ContractError(
                 f"{where} was written with schema {manifest.schema_hash}, this version reads {contract.schema_hash}. "
                 f"Run {made_by} for {dt} again."
+            )
+        if self.fs.exists(f"{where}/{EMPTIED}"):
+            raise ContractError(
+                f"{where} has no rows any more: retention removed them (retention.nights in the configuration). Only "
+                f"the night after {dt} needs them; it can't be run again, later ones can."
             )
         sizes = dict(self.data_files(where))
         for expected in manifest.files:

@@ -78,6 +78,18 @@ class Bundle:
         return network
 
 
+def read_coding(folder: str) -> dict[str, Any]:
+    """How sequences are coded that the bundle in a folder reads, as `check_sequences` wants it; loads no weights."""
+    fs, place = fsspec.core.url_to_fs(folder)
+    spec = json.loads(fs.cat_file(f"{place}/{SPEC}"))
+    sizes = spec["sizes"]
+    return {
+        "length": sizes["length"],
+        "gap_edges_s": spec["gap_edges_s"],
+        "new_session_gap": sizes["new_session_gap"],
+    }
+
+
 @dataclass(frozen=True)
 class Reports:
     """What a bundle tells people: the resolved configuration (YAML text), figures, and one mapping an epoch."""

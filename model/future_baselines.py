@@ -54,12 +54,11 @@ def kaplan_meier_hazards(gaps: Gaps, edges_s: Doubles) -> Doubles:
 
     Kaplan & Meier 1958, in bins; a silence cut off within a bin counts half in it (actuarial estimate).
     """
-    at = np.clip(np.searchsorted(edges_s, gaps.seconds, side="left") - 1, 0, len(edges_s) - 2)
-    ended, cut = (
-        np.bincount(at[chosen], minlength=len(edges_s) - 1) for chosen in (gaps.is_observed, ~gaps.is_observed)
-    )
+    at = np.maximum(np.searchsorted(edges_s, gaps.seconds, side="left") - 1, 0)
+    n_bins = len(edges_s) - 1  # and one more, of those that outlast them all
+    ended, cut = (np.bincount(at[chosen], minlength=n_bins + 1) for chosen in (gaps.is_observed, ~gaps.is_observed))
     reach = np.cumsum((ended + cut)[::-1])[::-1]
-    hazards: Doubles = (ended + 0.5) / np.maximum(reach - cut / 2 + 1.0, 1.0)
+    hazards: Doubles = ((ended + 0.5) / np.maximum(reach - cut / 2 + 1.0, 1.0))[:n_bins]
     return np.minimum(hazards, 0.99)
 
 

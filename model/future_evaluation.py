@@ -362,8 +362,9 @@ def _rows_of(
         yield row(metric, _value(ratio), n, (low, high))
         if metric == CROSS_ENTROPY:
             yield row(PERPLEXITY, math.exp(_value(ratio)), n, (math.exp(low), math.exp(high)))
+    n_judged = max((int(np.count_nonzero(ratio[1])) for ratio in judged.ratios.values()), default=len(rows.user_id))
     for metric, value in judged.whole.items():
-        yield row(metric, value, len(rows.user_id), None)
+        yield row(metric, value, n_judged, None)
 
 
 def _compare(

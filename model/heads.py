@@ -63,8 +63,11 @@ class Heads:
                 bias.assign(np.broadcast_to(log_share, bias.shape))
 
     def asked(self, hidden: Tensor, silence_s: Tensor) -> Tensor:
-        """The state as seen after a silence. hidden: […, U]; silence_s: […] int32 → […, U]."""
-        bucket = tf.reduce_sum(tf.cast(silence_s[..., None] >= self.edges_s[1:].astype(np.int32), tf.int32), axis=-1)
+        """The state as seen after a silence. hidden: […, U]; silence_s: […] int32 → […, U].
+
+        The last bin goes on: training asks after no longer silence than its end (`ahead.landmarks`).
+        """
+        bucket = tf.reduce_sum(tf.cast(silence_s[..., None] >= self.edges_s[1:-1].astype(np.int32), tf.int32), axis=-1)
         scale, shift = (lookup(self.weights[f"silence/{name}"], bucket) for name in ("scale", "shift"))
         return hidden * (1.0 + scale) + shift
 

@@ -101,8 +101,11 @@ class Predictor:
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a state goes on with new events alone; else `advance` must be given a whole context."""
-        return bool(self._network.is_recurrent)
+        """Whether a state goes on with new events alone; else `advance` must be given a whole context.
+
+        Embeddings of positions need it too: new events alone would be counted from the first position on.
+        """
+        return bool(self._network.is_recurrent) and not self._network.spec.position_dim
 
     @classmethod
     def load(cls, path: str, threads: int | None = None, item_probes: int | None = None) -> "Predictor":

@@ -1,6 +1,6 @@
 """The stages as functions, on the tables of a finished run: what they say is what the commands wrote."""
 
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ from features import columns as c
 from features.contracts import ContractError
 from features.denoising import OFF
 from jobs import api
+from jobs.layers import at_the_end_of
 from jobs.settings import CONF_DIR, UsageError
 
 DAY = date(2024, 6, 30)
@@ -61,6 +62,21 @@ def test_scores_are_those_that_the_command_wrote(spark: SparkSession, root: str)
         assert ours[c.DRIFT] == pytest.approx(theirs[c.DRIFT], abs=1e-4)
     bundle = api.load_bundle(f"{root}/bundle/dt={DAY}")
     assert {row[c.MODEL_VERSION] for row in told} == {bundle.model_version}
+
+
+def test_scores_of_a_later_day_count_the_silence_up_to_there(spark: SparkSession, root: str) -> None:
+    settings = api.load_settings([str(CONF_DIR / "demo.yaml")])
+    sequences, bundle = api.read_table(spark, root, "sequences_v1", DAY), f"{root}/bundle/dt={DAY}"
+    later = DAY + timedelta(days=3)
+    moved = at_the_end_of(sequences, later, api.load_bundle(bundle).gap_edges_s)
+    assert moved.join(sequences, [c.USER_ID, c.NEXT_GAP]).count() < sequences.count()
+    told, wanted = (
+        frame.select(c.USER_ID, c.INTERESTS, c.ITEMS).orderBy(c.USER_ID).limit(50).collect()
+        for frame in (api.score_users(rows, bundle, settings, later, 3) for rows in (sequences, moved))
+    )
+    assert told == wanted
+    now = api.score_users(sequences, bundle, settings, DAY, 3).select(*told[0].asDict()).orderBy(c.USER_ID).limit(50)
+    assert now.collect() != told
 
 
 def test_tables_that_are_not_there_are_refused(spark: SparkSession, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_a_run_leaves_its_numbers_and_sparks_event_log(demo: tuple[Path, str]) -
     left = json.loads((folder / f"dt={DATE}" / "run" / "metrics.json").read_text())
     assert [stage["name"] for stage in left["result"]["stages"]][:2] == ["simulate", "sessionize"]
     text = (folder / f"dt={DATE}" / "run" / "metrics.prom").read_text()
-    assert 'interest_job_value{job="run",name="stages.sessionize.seconds"}' in text
+    assert re.search(r'interest_job_value\{command="run",root="[^"]+",name="stages.sessionize.seconds"\}', text)
     (log,) = (folder / "dt=undated" / "spark-events").iterdir()  # the day was found in the log
     events = [json.loads(line)["Event"] for line in log.read_text().splitlines()]
     assert (events[0], events[-1]) == ("SparkListenerLogStart", "SparkListenerApplicationEnd")

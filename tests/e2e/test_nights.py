@@ -69,6 +69,8 @@ def test_a_session_across_midnight_comes_out_once_and_whole(
     sessions = history(spark, tmp_path / "out", SECOND)
     items = [[event[c.ITEM_ID] for event in row[c.EVENTS]] for row in sessions.orderBy(c.SESSION_START).collect()]
     assert items == [["c"], ["a", "b"]]
+    latest, _, _ = events_until(spark, store, SECOND, since=SECOND)
+    assert [row[c.ITEM_ID] for row in latest.collect()] == ["b"]
     assert store.read(spark, OPEN_SESSIONS, SECOND, MADE_BY).count() == 0
 
 
@@ -126,6 +128,30 @@ def test_late_rows_join_their_session_and_repeated_ones_do_not_count(spark: Spar
     )
     sessions = history(spark, tmp_path / "out", THIRD)
     assert [[e[c.ITEM_ID] for e in row[c.EVENTS]] for row in sessions.collect()] == [["a", "b"]]
+
+
+def test_days_that_were_closed_stay_so_when_more_lateness_is_allowed(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    patient = load_settings(assignments=["sessions.lateness_days=1"])
+    morning = line(item="a", when="2024-03-01 09:00")
+    root = tmp_path / "out"
+    run(spark, settings, root, write_log(tmp_path / "1.csv", morning), FIRST)
+    second = write_log(tmp_path / "2.csv", morning, line(item="b", when="2024-03-02 09:00"))
+    done = run(spark, patient, root, second, SECOND)
+    assert done.rejected == {"too_late": 1}
+    third = write_log(tmp_path / "3.csv", line(item="c", when="2024-03-02 09:10"), line(when="2024-03-03 12:00"))
+    assert run(spark, patient, root, third, THIRD).rejected == {}
+    items = [[event[c.ITEM_ID] for event in row[c.EVENTS]] for row in history(spark, root, THIRD).collect()]
+    assert sorted(items) == [["a"], ["b", "c"]]
+
+
+def test_files_that_spark_would_not_read_are_named(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:
+    write_log(tmp_path / "raw" / "00" / "1.csv", line(when="2024-03-01 09:00"))
+    with pytest.raises(ContractError, match=r"raw holds \S+/00/1\.csv, in a sub-folder"):
+        run(spark, settings, tmp_path / "out", str(tmp_path / "raw"), FIRST)
+    write_log(tmp_path / "parts" / "hour=00" / "1.csv", line(when="2024-03-01 09:00"))
+    assert run(spark, settings, tmp_path / "out", (tmp_path / "parts").as_uri(), FIRST).rows_read == 1
 
 
 def test_one_partition_or_many_give_the_same_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:

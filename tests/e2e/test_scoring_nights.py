@@ -117,6 +117,27 @@ def test_each_night_has_the_rows_of_the_whole_log(
         assert rows(spark, root, day) == rows(spark, whole, day)
 
 
+def test_histories_of_a_day_that_was_run_again_are_not_used(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    root, random = tmp_path / "out", np.random.default_rng(4)
+    first, last = NIGHTS[1], NIGHTS[2]
+    for day, log in ((first, "1.csv"), (first, "2.csv"), (last, "3.csv")):
+        days = NIGHTS[:2] if day == first else [last]
+        path = write_log(tmp_path / log, *(text for each in days for text in log_of(each, random)))
+        sessionize(spark, settings, SOURCE, [path], str(root), days[0], day, bootstrap=day == first)
+        if log == "1.csv":
+            build_vocabulary(spark, settings, str(root), day)
+        if log != "2.csv":
+            build_scoring_sequences(spark, settings, str(root), day)
+    assert str(first) in Store(str(root)).dates(HISTORIES.name)
+    whole = tmp_path / "whole"
+    shutil.copytree(root, whole, ignore=shutil.ignore_patterns(HISTORIES.name, SEQUENCES.name))
+    shutil.copytree(whole / f"vocabulary_v1/dt={first}", whole / f"vocabulary_v1/dt={last}")
+    build_sequences(spark, settings, str(whole), last)
+    assert rows(spark, root, last) == rows(spark, whole, last)
+
+
 def test_a_night_writes_the_users_it_touched_and_compacts_now_and_then(
     nights: tuple[Path, dict[date, Manifest]],
 ) -> None:

@@ -165,6 +165,7 @@ def week(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Week:
     (empty / "part-00000.csv.gz").write_bytes(gzip.compress((",".join(RAW_COLUMNS) + "\n").encode()))
     nights.run("empty", 7)
     nights.run("empty, accepted", 7, "--accept", "volume")
+    nights.run("empty, accepted before", 7)
     return nights
 
 
@@ -327,7 +328,37 @@ def test_what_is_published_is_whole_and_needs_nothing_that_went(week: Week, spar
     assert str(NIGHTS[0]) not in store.dates(SCORES.name)
     assert len(store.dates(SEQUENCES.name)) < len(NIGHTS)
     emptied = week.root / OPEN_SESSIONS.name / f"dt={NIGHTS[0]}"
-    assert [path.name for path in emptied.iterdir()] == ["_MANIFEST.json"]
+    assert sorted(path.name for path in emptied.iterdir()) == ["_EMPTIED", "_MANIFEST.json"]
+
+
+def test_what_was_accepted_stays_so(week: Week, tmp_path: Path) -> None:
+    run = week.runs["empty, accepted before"]
+    assert run.code == 0, run.err
+    assert "Nothing was scored" not in run.err
+    assert [run.status(step) for step in ("sessionize", "score", "publish", "report")] == ["skipped"] * 4
+    other = Week(tmp_path)
+    other.log = week.log
+    shutil.copytree(week.root, other.root)
+    other.run("gate", 6, *WILD, "--accept", "gate")
+    other.run("gate, before", 6, *WILD)
+    for run in other.runs.values():
+        assert run.code == 0, run.err
+        assert run.metrics["gate"]["takes_over"]
+    assert other.runs["gate, before"].status("score") == "skipped"
+
+
+def test_sequences_that_the_model_in_use_cannot_read_get_a_model_of_their_own(week: Week, tmp_path: Path) -> None:
+    other = Week(tmp_path)
+    other.log = week.log
+    shutil.copytree(week.root, other.root)
+    other.run(
+        "coded otherwise", 6, "--set", "sequences.length=20", "--set", "training.max_epochs=1", "--accept", "gate"
+    )
+    run = other.runs["coded otherwise"]
+    assert run.code == 0, run.err
+    assert run.metrics["training"] == "no model is in use that could score"
+    assert run.metrics["gate"]["champion"] is None
+    assert "and now they are of {'length': 20" in run.err
 
 
 def test_a_published_night_has_a_report_and_one_that_was_refused_has_none(week: Week) -> None:

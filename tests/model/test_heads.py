@@ -78,7 +78,7 @@ def _oracle(network: Network, cuts: list[tuple[lives.Life, int, int]], hidden: n
         for at in range(start, stop):
             state, now_s = hidden[at_row, at - start].astype(np.float64), life.time_s[at]
             silence_s, is_used = silences[at_row, at - start], used[at_row, at - start]
-            bucket = sum(silence_s >= edge for edge in edges_s[1:])
+            bucket = sum(silence_s >= edge for edge in edges_s[1:-1])
             asked = state * (1 + w["silence/scale"][bucket]) + w["silence/shift"][bucket]
             ahead = range(at + 1, n_seen)
             for d, days in enumerate(tables.SIZES.horizons_days):
@@ -218,6 +218,18 @@ def test_a_landmark_is_used_where_the_user_was_still_silent():
     assert np.mean(silence_s == 0) == pytest.approx(0.5, abs=0.05)
     later = np.log(silence_s[silence_s > 0])
     assert np.median(later) == pytest.approx(math.log(math.sqrt(60 * SPAN_S)), abs=0.3)
+
+
+def test_a_silence_longer_than_any_in_training_is_asked_as_the_longest_there(network: Network):
+    end_s = int(network.heads.edges_s[-1])
+    silence_s = tf.constant([end_s - 1, end_s, 50 * end_s])
+    rng = np.random.default_rng(0)
+    for part in ("scale", "shift"):
+        weight = network.heads.weights[f"silence/{part}"]
+        weight.assign(rng.normal(size=weight.shape))
+    asked = network.heads.asked(tf.ones([3, tables.NETWORK.units]), silence_s).numpy()
+    np.testing.assert_array_equal(asked[1:], asked[[0, 0]])
+    assert np.abs(asked[0] - 1).min() > 0
 
 
 def test_a_head_of_weight_0_has_no_weights():

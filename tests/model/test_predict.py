@@ -189,6 +189,17 @@ def test_two_layers_carry_both(tmp_path: Path):
     np.testing.assert_allclose(carried, whole, atol=1e-5)
 
 
+def test_with_embeddings_of_positions_a_context_is_read_whole(tmp_path: Path, predictor: Predictor):
+    """New events alone would be counted from the first position on, and give another state."""
+    network = Network(tables.NETWORK.model_copy(update={"position_dim": 4}), tables.SIZES, seed=5)
+    placed = replace(
+        bundle(), spec=network.spec, weights={name: weight.numpy() for name, weight in network.weights.items()}
+    )
+    save_bundle(str(tmp_path / "placed"), "2024-06-30", placed, REPORTS)
+    assert predictor.is_recurrent
+    assert not Predictor.load(str(tmp_path / "placed")).is_recurrent
+
+
 def test_states_of_another_model_are_refused(predictor: Predictor):
     channels, length, next_gap = _rows(3)
     with pytest.raises(ModelError, match=r"States have shape \[3, 8\], model .* takes \[3, 64\]"):

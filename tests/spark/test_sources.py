@@ -205,7 +205,7 @@ CATEGORY_FILES: dict[str, tuple[str, dict[str, str]]] = {
     "movielens-1m": (MOVIES, {"1": "Animation", "2": "Drama"}),
     "movielens-100k": (
         "1|Toy Story (1995)|01-Jan-1995||http://x|0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
-        "9|unknown||||1|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
+        "9|unknown||||1|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n"
         "3|None|01-Jan-1995||http://x|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0|0\n",
         {"1": "Animation", "9": "unknown"},
     ),
@@ -246,6 +246,18 @@ def test_one_category_an_item_whatever_the_order_of_rows(spark: SparkSession, tm
         assert categories(spark, layout, tmp_path / f"{k}.json", "\n".join(lines)) == [("1", "a")]
 
 
+def test_a_line_that_does_not_fit_the_format_gives_no_category(spark: SparkSession, tmp_path: Path) -> None:
+    lines = "1,Alien,Horror\n2,Graduate, The (1967),Drama\n3,Heat\n4,Up,Animation\n"
+    layout = {"format": "csv", "item": "item", "category": "kind"}
+    named = CategoryMap(**layout, header=False, names=("item", "title", "kind"))
+    headed = CategoryMap(**layout)
+    assert categories(spark, named, tmp_path / "named.csv", lines) == [("1", "Horror"), ("4", "Animation")]
+    assert categories(spark, headed, tmp_path / "headed.csv", f"item,title,kind\n{lines}") == [
+        ("1", "Horror"),
+        ("4", "Animation"),
+    ]
+
+
 def test_an_item_without_category_has_none_and_no_event_is_repeated(spark: SparkSession, tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv", line(item="i1"), line(item=" i2", category="own"), line(item="i1"))
     items = write_log(tmp_path / "items.csv", "i1,c9", "i1,c8", "i3,c7", header="item,kind")
@@ -279,7 +291,17 @@ def test_categories_reach_the_sessions_through_the_command_line(spark: SparkSess
     assert found == [("1", "Animation"), ("5", None)]
     manifest = store.manifest(SESSIONS.name, "1997-12-04", "")
     assert manifest.counters["rows_with_category"] == 1
-    assert any(path.endswith("u.item") for path in manifest.inputs)
+    (seen,) = (found for path, found in manifest.inputs.items() if path.endswith("u.item"))
+    # A corrected file as long as before, and then a day without an event.
+    text = (tmp_path / "u.item").read_bytes()
+    (tmp_path / "u.item").write_bytes(text.replace(b"Toy Story", b"toy story"))
+    assert main(["--root", root, *flags, "--categories", str(tmp_path / "u.item")]) == 0
+    again = store.manifest(SESSIONS.name, "1997-12-04", "")
+    assert len({seen, *(found for path, found in again.inputs.items() if path.endswith("u.item"))}) == 2
+    assert again.hash != manifest.hash
+    (tmp_path / "u.data").write_text("")
+    flags = [*flags[:4], "--date", "1997-12-05", "--categories", str(tmp_path / "u.item")]
+    assert main(["--root", root, *flags]) == 0
 
 
 def test_categories_that_fit_no_item_are_refused(

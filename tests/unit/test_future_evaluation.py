@@ -9,7 +9,7 @@ import pytest
 from features.columns import ACTION_CODE, AGE, CATEGORY, GAP, ITEM
 from jobs.future_table import future_headline, future_tables
 from model.baselines import TrainEvents, Windows
-from model.future_baselines import action_rates, fit_future_baselines, gaps_of, kaplan_meier_hazards
+from model.future_baselines import Gaps, action_rates, fit_future_baselines, gaps_of, kaplan_meier_hazards
 from model.future_evaluation import (
     Answers,
     FutureRows,
@@ -230,6 +230,13 @@ def test_hazards_by_hand() -> None:
     gaps = gaps_of(windows(), 4, train_end_us=40_000 * 1_000_000)
     hazards = kaplan_meier_hazards(gaps, np.array([0.0, 15_000.0, 30_000.0, 60_000.0]))
     np.testing.assert_allclose(hazards, [1.5 / (4 - 0.5 + 1), 1.5 / (2 + 1), 0.5 / (1 - 0.5 + 1)])
+
+
+def test_silences_that_outlast_all_bins_reach_them_and_end_in_none() -> None:
+    seconds = np.array([5.0] * 10 + [100.0] * 90)
+    gaps = Gaps(seconds, np.array([True] * 10 + [True] * 40 + [False] * 50))
+    hazards = kaplan_meier_hazards(gaps, np.array([0.0, 10.0, 20.0]))
+    np.testing.assert_allclose(hazards, [10.5 / 101, 0.5 / 91])
 
 
 def test_action_rates_join_windows_into_sessions() -> None:

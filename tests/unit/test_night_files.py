@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,10 +26,10 @@ from features.contracts import (
 )
 from jobs import publish as publishing
 from jobs.nightly_spec import RetentionSpec
-from jobs.published import POINTER, Pointer, Release, publish, read_pointer, release_before, roll_back
+from jobs.published import POINTER, Pointer, Release, bundle_of, publish, read_pointer, release_before, roll_back
 from jobs.retention import plan_removals, remove
 from jobs.settings import UsageError, load_settings
-from jobs.steps import DONE, FAILED, SKIPPED, Steps
+from jobs.steps import DONE, FAILED, SKIPPED, Steps, identity
 from jobs.store import MANIFEST, Lineage, Store
 
 FIRST = date(2024, 3, 1)
@@ -94,7 +95,7 @@ def test_a_release_stays_as_it_was_when_its_day_is_scored_again(tmp_path: Path) 
     scores(store, FIRST)
     bundle(store, FIRST, "m1")
     release = publish(store, FIRST, 3)
-    assert release.bundle == f"bundle/dt={FIRST}"
+    assert release.bundle == "models/m1"
     folder = tmp_path / release.path
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     scores(store, FIRST, "m2")
@@ -106,6 +107,25 @@ def test_a_release_stays_as_it_was_when_its_day_is_scored_again(tmp_path: Path) 
     assert read_pointer(store) == Pointer(again, (release,))
     publish(store, FIRST, 3)
     assert read_pointer(store) == Pointer(again, (release,))
+
+
+def test_the_model_of_a_release_outlives_another_training_of_its_day(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    scores(store, FIRST)
+    bundle(store, FIRST, "m1")
+    (tmp_path / "bundle" / f"dt={FIRST}" / "weights").write_text("of m1")
+    release = publish(store, FIRST, 3)
+    shutil.rmtree(tmp_path / "bundle")
+    bundle(store, FIRST, "m2")
+    assert release.bundle is not None
+    assert (tmp_path / release.bundle / "weights").read_text() == "of m1"
+    assert bundle_of(store, "m1") == release.bundle
+    assert bundle_of(store, "m2") == f"bundle/dt={FIRST}"
+    scores(store, DAYS[1])
+    assert publish(store, DAYS[1], 3).bundle == release.bundle
+    spec = RetentionSpec(nights={}, runs=1, releases=2)
+    assert not any("models" in path for path in plan_removals(store, spec, read_pointer(store), DAYS[1]).releases)
+    assert f"{store.root}/models/m1" in plan_removals(store, spec, Pointer(), DAYS[1]).releases
 
 
 def _killed_at(step: int, store: Store, dt: date) -> bool:
@@ -185,6 +205,9 @@ def test_one_goes_back_night_by_night_until_nothing_is_left(tmp_path: Path) -> N
     assert read_pointer(store) == Pointer(second, (first,), (third,))
     assert release_before(read_pointer(store), DAYS[5]) == second
     assert release_before(read_pointer(store), DAYS[1]) == first
+    publish(store, DAYS[0], 3)  # back to it, whatever came after
+    assert release_before(read_pointer(store), DAYS[5]) == first
+    publish(store, DAYS[1], 3)
     assert roll_back(store)[0] == first
     with pytest.raises(ContractError, match="is the only release"):
         roll_back(store)
@@ -228,7 +251,7 @@ def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> N
     kept = ("sequences_v1", "vocabulary_v1", "training_sequences_v1", "open_sessions_v1", "scores_v1", "bundle")
     spec = RetentionSpec(nights=dict.fromkeys((*kept, "user_states_v1"), 1), runs=1, releases=2)
     pointer = read_pointer(store)
-    removals = plan_removals(store, spec, pointer)
+    removals = plan_removals(store, spec, pointer, DAYS[5])
     remove(store, removals)
 
     def days(name: str) -> list[int]:
@@ -238,13 +261,28 @@ def test_retention_keeps_what_kept_tables_and_releases_need(tmp_path: Path) -> N
     assert days(VOCABULARY.name) == [0, 3, 5]
     assert days(TRAINING_SEQUENCES.name) == [5]
     assert days(USER_STATES.name) == [3, 4, 5]
-    assert days("bundle") == [0, 5]
+    assert days("bundle") == [5]
+    assert (tmp_path / "models" / "m0" / MANIFEST).exists()
     assert days(SCORES.name) == [1]
     assert days(OPEN_SESSIONS.name) == [0, 1, 2, 3, 4, 5]  # the links between days stay
     with_rows = [day for day in DAYS if list(Path(store.path(OPEN_SESSIONS.name, day)).glob("*.parquet"))]
     assert with_rows == [DAYS[5]]
+    with pytest.raises(ContractError, match="has no rows any more: retention removed them"):
+        store.check(OPEN_SESSIONS, DAYS[4], "")
+    assert identity(store, OPEN_SESSIONS, DAYS[4]) == store.manifest(OPEN_SESSIONS.name, DAYS[4], "").hash
     store.check(SEQUENCES, DAYS[1], "")
-    assert plan_removals(store, spec, pointer).n == 0
+    assert plan_removals(store, spec, pointer, DAYS[5]).n == 0
+
+
+def test_a_night_that_is_run_again_leaves_what_it_wrote_and_what_came_after(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS:
+        table(store, OPEN_SESSIONS, day)
+        (tmp_path / "_runs" / f"dt={day}").mkdir(parents=True)
+    spec = RetentionSpec(nights={OPEN_SESSIONS.name: 2}, runs=2, releases=2)
+    removals = plan_removals(store, spec, Pointer(), DAYS[2])
+    assert removals.emptied == ((OPEN_SESSIONS.name, str(DAYS[0])),)
+    assert removals.runs == (str(DAYS[0]),)
 
 
 def test_retention_removes_releases_that_the_pointer_forgot(tmp_path: Path) -> None:
@@ -255,7 +293,7 @@ def test_retention_removes_releases_that_the_pointer_forgot(tmp_path: Path) -> N
     for day in ("undated", *DAYS[:3]):
         (tmp_path / "_runs" / f"dt={day}" / "nightly").mkdir(parents=True)
     spec = RetentionSpec(nights={}, runs=1, releases=2)
-    removals = plan_removals(store, spec, read_pointer(store))
+    removals = plan_removals(store, spec, read_pointer(store), DAYS[5])
     assert (len(removals.releases), removals.n) == (2, 4)
     remove(store, removals)
     assert {path.name for path in (tmp_path / "_runs").iterdir()} == {f"dt={DAYS[2]}", "dt=undated"}

@@ -124,18 +124,23 @@ def test_lines_of_several_processes_do_not_run_into_each_other() -> None:
 def test_numbers_for_prometheus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(observing.PROMETHEUS_DIR, str(tmp_path / "collected"))
     (tmp_path / "root").mkdir()
+    (tmp_path / "root" / observing.POINTER).write_text('{"current": {"date": "2024-05-01"}}')
     assert _job(tmp_path / "root", _shows) == 0
-    copied = tmp_path / "collected" / "interest_score.prom"
+    (copied,) = (tmp_path / "collected").glob("interest_score-????????.prom")
     text = copied.read_text()
     assert text == (tmp_path / "root/_runs/dt=2024-05-02/score/metrics.prom").read_text()
     assert stat.S_IMODE(copied.stat().st_mode) == 0o644
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert values['interest_job_exit_code{job="score"}'] == "0"
-    assert values['interest_job_data_timestamp_seconds{job="score"}'] == "1714694400.0"  # date -u -d 2024-05-03 +%s
-    assert values['interest_job_value{job="score",name="rows"}'] == "7"
-    assert values['interest_job_value{job="score",name="good"}'] == "1"
-    assert values['interest_job_value{job="score",name="steps.score.seconds"}'] == "1.5"
-    assert values['interest_job_value{job="score",name="steps.1"}'] == "4"
+    root = f',root="{tmp_path / "root"}"'
+    values = dict(
+        line.replace(root, "").rsplit(" ", 1) for line in text.splitlines() if root in line and line[0] != "#"
+    )
+    assert values['interest_job_exit_code{command="score"}'] == "0"
+    assert values['interest_job_data_timestamp_seconds{command="score"}'] == "1714694400.0"  # date -u -d 2024-05-03 +%s
+    assert values['interest_published_data_timestamp_seconds{command="score"}'] == "1714608000.0"
+    assert values['interest_job_value{command="score",name="rows"}'] == "7"
+    assert values['interest_job_value{command="score",name="good"}'] == "1"
+    assert values['interest_job_value{command="score",name="steps.score.seconds"}'] == "1.5"
+    assert values['interest_job_value{command="score",name="steps.1"}'] == "4"
     assert not any("why" in name for name in values)
     for name in {line.split("{")[0] for line in values}:
         assert text.count(f"# TYPE {name} gauge\n") == 1

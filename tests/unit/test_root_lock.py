@@ -77,6 +77,20 @@ def plant(root: Path, **changes: Any) -> Path:
     return path
 
 
+def test_a_file_system_without_hard_links_has_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with exclusive(Store(str(tmp_path)), "jobs.nightly", print):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        assert sorted(path.name for path in (tmp_path / LOCK).parent.iterdir()) == ["run.lock", "run.lock.guard"]
+    assert not (tmp_path / LOCK).exists()
+    plant(tmp_path)
+    with exclusive(Store(str(tmp_path)), "jobs.nightly", print):
+        pass
+
+
 def test_a_living_holder_is_named_and_nothing_of_its_lock_changes(tmp_path: Path) -> None:
     process = start(HOLD, tmp_path)
     before = (tmp_path / LOCK).read_bytes()
