@@ -1,5 +1,6 @@
 """Raw logs as they lie: source maps by name, files and their sizes, first and last day, damage named by file."""
 
+import posixpath
 import re
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -138,8 +139,11 @@ def find_inputs(
     return paths, sizes
 
 
-def readable_error(error: Exception, paths: Sequence[str]) -> Exception:
-    """A Spark failure as one that names the file, where the file is the reason."""
+def readable_error(error: Exception, paths: Sequence[str], categories: Sequence[str] = ()) -> Exception:
+    """A Spark failure as one that names the file, where the file is the reason.
+
+    paths: those of the log; categories: those of the items' categories.
+    """
     text = str(error)
     if lost_worker(error):
         return RuntimeError(
@@ -151,18 +155,21 @@ def readable_error(error: Exception, paths: Sequence[str]) -> Exception:
     )
     header = re.search(r"CSV header does not conform|number of columns in CSV header", text, re.IGNORECASE)
     named = re.search(r"(?:reading file|CSV file:?)\s+(?:file:)?(\S+?)[.,]?(?:\s|$)", text)
-    where = named.group(1) if named else ", ".join(paths)
+    where = named.group(1) if named else ", ".join([*paths, *categories])
+    name = posixpath.basename(where)
+    is_category = any(posixpath.basename(path.rstrip("/")) == name for path in categories)
+    flag, first = ("--categories", categories[0]) if is_category else ("--input", paths[0])
     refused = re.search(r"features\.contracts\.ContractError: (.+)", text)  # raised in a Python worker
     if refused:
         return ContractError(refused.group(1))
     if torn:
         return ContractError(
             f"{where} is cut off or damaged ({torn.group(0)}). Nothing was written. Fetch the file again, or remove it "
-            f"from --input."
+            f"from {flag}."
         )
     if header:
         return ContractError(
-            f"{where} has another header line than {paths[0]}. All files of one run need the same columns in the same "
+            f"{where} has another header line than {first}. All files of one run need the same columns in the same "
             f"order."
         )
     return error

@@ -153,7 +153,7 @@ def sessionize(
             found = events.agg(*(agg.alias(n) for n, agg in row_counters().items())).collect()[0].asDict()
         counters: dict[str, Any] = {name: int(found[name] or 0) for name in row_counters()}
     except (PySparkException, Py4JJavaError) as error:
-        raise readable_error(error, paths) from error
+        raise readable_error(error, paths, list(category_bytes)) from error
 
     if counters[ROWS_READ] == counters[ROWS_REFUSED] and (counters[ROWS_READ] or carried is None):
         why = ", ".join(f"{reason}: {n:,}" for reason, n in rejected.items()) or "the log is empty"

@@ -3,8 +3,13 @@
 A night is three tasks, so that training can have a pool (and a machine) of its own. Each is `jobs.nightly` up to a
 step; what the one before did is skipped, and so is what an attempt before did. Runs of one root never overlap:
 max_active_runs = 1, and each waits for the night before it.
+
+The first night takes in the log from its first day on, and trains. So it must come weeks later: after the days that are
+held out (sequences.split), and some to train on. It is INTEREST_FIRST_NIGHT in the environment of the scheduler, since
+the file itself needs it.
 """
 
+import os
 from datetime import datetime, timedelta
 
 from airflow import DAG
@@ -17,13 +22,14 @@ ROOT = "{{ var.value.get('interest_root', '/data/interest') }}"
 SOURCE = "{{ var.value.get('interest_source', '/data/shop.yaml') }}"
 INPUT = "{{ var.value.get('interest_input', '/data/logs/{date}') }}"  # {date} is filled in by the job
 CONF = "{{ var.value.get('interest_conf', 'conf/base.yaml') }}"
-FIRST_DAY = "{{ var.value.get('interest_first_day', '2024-01-01') }}"  # the log's first day: nothing is carried over
+FIRST_DAY = "{{ var.value.get('interest_first_day', '2024-01-01') }}"  # the log's first day
+FIRST_NIGHT = os.environ.get("INTEREST_FIRST_NIGHT", "2024-01-29")  # with four weeks of log by default
 DAY = "{{ data_interval_start | ds }}"  # the UTC day whose log is complete when the run starts
 
 
 def nightly(until: str) -> str:
     """The command of a task: the night up to a step. An exit code that is not 0 fails the task: docs/errors.md."""
-    bootstrap = f'$([ "{DAY}" = "{FIRST_DAY}" ] && echo --bootstrap || true)'
+    bootstrap = f'$([ "{DAY}" = "{FIRST_NIGHT}" ] && echo --from "{FIRST_DAY}" --bootstrap || true)'
     return (
         f'cd "{PROJECT}" && .venv/bin/python -m jobs.nightly --root "{ROOT}" --date "{DAY}" --source "{SOURCE}" '
         f'--input "{INPUT}" --conf "{CONF}" --until {until} {bootstrap}'
@@ -36,7 +42,7 @@ with DAG(
     # UTC, after the log of the day before is complete. A run's interval starts on that day: said outright, because what
     # a bare cron text means has changed between versions of Airflow.
     schedule=CronDataIntervalTimetable("30 2 * * *", timezone="UTC"),
-    start_date=datetime(2024, 1, 1),
+    start_date=datetime.fromisoformat(FIRST_NIGHT),
     catchup=True,  # nights are built on each other: a missed one is made up for, in order
     max_active_runs=1,
     default_args={

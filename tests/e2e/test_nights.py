@@ -332,3 +332,15 @@ def test_a_day_of_refused_rows_alone_is_refused_on_any_night(
 def test_a_worker_killed_for_memory_is_not_a_damaged_file() -> None:
     crash = RuntimeError("Python worker exited unexpectedly (crashed) Caused by: java.io.EOFException")
     assert "killed for memory" in str(readable_error(crash, ["log.csv.gz"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("log.csv", "raw/log.csv has another header line than raw/first.csv"),
+        ("kinds.csv", "raw/kinds.csv has another header line than items.csv"),
+    ],
+)
+def test_a_header_is_compared_with_files_of_its_kind(name: str, said: str) -> None:
+    found = RuntimeError(f"CSV header does not conform to the schema. CSV file: file:raw/{name}")
+    assert said in str(readable_error(found, ["raw/first.csv", "raw/log.csv"], ["items.csv", "raw/kinds.csv"]))

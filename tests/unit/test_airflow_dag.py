@@ -91,7 +91,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize(("day", "bootstraps"), [("2024-01-01", True), ("2024-01-02", False)])
+@pytest.mark.parametrize(("day", "bootstraps"), [("2024-01-29", True), ("2024-01-30", False)])
 def test_each_command_is_one_that_the_night_takes(commands: dict[str, str], day: str, bootstraps: bool) -> None:
     seen = []
     for command in commands.values():
@@ -100,6 +100,7 @@ def test_each_command_is_one_that_the_night_takes(commands: dict[str, str], day:
         assert words[:2] == ["-m", "jobs.nightly"]
         arguments = nightly.parser().parse_args(words[2:])
         assert (str(arguments.date), arguments.root, arguments.bootstrap) == (day, "/data/root", bootstraps)
+        assert str(arguments.first) == ("2024-01-01" if bootstraps else "None")
         assert arguments.input == ["/data/logs/{date}"]
         seen.append(arguments.until)
         assert shlex.split(told)
@@ -118,5 +119,5 @@ def test_airflows_own_loader_takes_the_file(tmp_path: Path) -> None:
     found = json.loads(loaded.stdout.splitlines()[-1])
     assert found["errors"] == {}
     assert {task: upstream for task, (upstream, _) in found["tasks"].items()} == ORDER
-    assert found["first"].startswith("2024-01-01")
+    assert found["first"].startswith("2024-01-29")
     assert all("-m jobs.nightly " in command for _, command in found["tasks"].values())
