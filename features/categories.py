@@ -77,6 +77,18 @@ def read_categories(spark: SparkSession, layout: CategoryMap, paths: Sequence[st
     return whole.groupBy(c.ITEM_ID).agg(first[c.CATEGORY_ID].alias(c.CATEGORY_ID))
 
 
+def are_made_up(names: Sequence[str]) -> bool:
+    """Whether Spark gave some columns of a CSV file other names than its header: of those without one, or alike.
+
+    Such a header is not compared with these names, as it would not fit them.
+    """
+    bases = [name.removesuffix(str(place)) for place, name in enumerate(names)]
+    return any(
+        name == f"_c{place}" or (base != name and bases.count(base) > 1)
+        for place, (name, base) in enumerate(zip(names, bases, strict=True))
+    )
+
+
 def with_categories(events: DataFrame, categories: DataFrame) -> DataFrame:
     """Events with the category of their item instead of their own; null where the item has none.
 
@@ -108,7 +120,7 @@ def _rows(spark: SparkSession, layout: CategoryMap, paths: Sequence[str]) -> Dat
             quote='"',
             escape='"',
             header=layout.header,
-            enforceSchema=not layout.header,
+            enforceSchema=not layout.header or are_made_up(names),
             mode="PERMISSIVE",
             columnNameOfCorruptRecord=_CORRUPT,
         )

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from features import columns as c
-from features.categories import CategoryMap
+from features.categories import CategoryMap, are_made_up
 from features.contracts import ContractError
 
 CORRUPT = "_corrupt_row"
@@ -96,7 +96,7 @@ def read_log(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> Da
         quote='"',
         escape='"',
         header=source.header,
-        enforceSchema=not source.header,
+        enforceSchema=not source.header or are_made_up(names),
         mode="PERMISSIVE",
         columnNameOfCorruptRecord=CORRUPT,
     )

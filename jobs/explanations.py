@@ -119,8 +119,8 @@ def _bundle_path(store: Store, version: str, dt: date) -> str:
     path = bundle_of(store, version)
     if path is None:
         raise ContractError(
-            f"{store.path(SCORES.name, dt)} was made by model {version}, and no bundle below {store.root}/bundle has "
-            "this version any more. Pass its folder with --bundle, or score the day again (jobs/score.py)."
+            f"{store.path(SCORES.name, dt)} was made by model {version}, and no bundle below {store.root} has this "
+            "version any more. Pass its folder with --bundle, or score the day again (jobs/score.py)."
         )
     return f"{store.root}/{path}"
 

@@ -119,13 +119,11 @@ def find_inputs(
     sizes: dict[str, int] = {}
     missing = []
     for path in paths:
-        fs = file_system_of(store, path)
-        found = fs.find(path, detail=True) if fs.exists(path) else {}
-        files = {name: int(info["size"]) for name, info in found.items() if not _hidden(name)}
+        files = _files_below(store, path)
         if not files:
             missing.append(path)
-        sizes |= {fs.unstrip_protocol(name) if "://" in path else name: size for name, size in files.items()}
-        below = [name for name in files if not _is_read(name, path)]
+        sizes |= {name: size for _, name, size in files}
+        below = [name for folders, name, _ in files if not all("=" in folder for folder in folders)]
         if below:
             raise ContractError(
                 f"{flag} {path} holds {min(below)}, in a sub-folder, which Spark does not read (but for ones named as "
@@ -156,8 +154,7 @@ def readable_error(error: Exception, paths: Sequence[str], categories: Sequence[
     header = re.search(r"CSV header does not conform|number of columns in CSV header", text, re.IGNORECASE)
     named = re.search(r"(?:reading file|CSV file:?)\s+(?:file:)?(\S+?)[.,]?(?:\s|$)", text)
     where = named.group(1) if named else ", ".join([*paths, *categories])
-    name = posixpath.basename(where)
-    is_category = any(posixpath.basename(path.rstrip("/")) == name for path in categories)
+    is_category = named is not None and any(where.endswith(path.rpartition("://")[2]) for path in categories)
     flag, first = ("--categories", categories[0]) if is_category else ("--input", paths[0])
     refused = re.search(r"features\.contracts\.ContractError: (.+)", text)  # raised in a Python worker
     if refused:
@@ -180,12 +177,17 @@ def file_system_of(store: Store, path: str) -> Any:
     return fsspec.core.url_to_fs(path)[0] if "://" in path else store.fs
 
 
-def _is_read(name: str, path: str) -> bool:
-    """Whether Spark reads a file that was found below a path: it goes into sub-folders that are partitions alone."""
-    top = fsspec.core.strip_protocol(path).rstrip("/")
-    folders = name.removeprefix(top).strip("/").split("/")[:-1]
-    return all("=" in folder for folder in folders)
-
-
-def _hidden(path: str) -> bool:
-    return path.rsplit("/", 1)[-1].startswith(("_", "."))
+def _files_below(store: Store, path: str) -> list[tuple[list[str], str, int]]:
+    """Files at or below a path but for hidden ones: folders in between, name as the path is spelled, bytes."""
+    fs = file_system_of(store, path)
+    if not fs.exists(path):
+        return []
+    top = fsspec.core.url_to_fs(path)[1] if "://" in path else type(fs)._strip_protocol(path)
+    found = []
+    for name, info in fs.find(path, detail=True).items():
+        rest = name.removeprefix(top.rstrip("/"))
+        parts = rest.strip("/").split("/") if rest != name else [posixpath.basename(name)]
+        if not any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts):
+            spelled = f"{path.rstrip('/')}{rest}" if "://" in path and rest != name else name
+            found.append((parts[:-1], spelled, int(info["size"])))
+    return found

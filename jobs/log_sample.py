@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from features import columns as c
 from features.contracts import EVENT_FIELDS, ContractError
 from features.sources import SourceMap
+from jobs.inputs import file_system_of
 from jobs.store import Store
 
 _HEAD_BYTES = 1 << 18  # read of each file that is looked into
@@ -80,9 +81,9 @@ def _padded(n_bytes: float) -> float:
 def _parquet(store: Store, source: SourceMap, files: Mapping[str, int], path: str) -> tuple[int, list[dict[str, str]]]:
     rows = 0
     for name in files:
-        with store.fs.open(name, "rb") as file:
+        with file_system_of(store, name).open(name, "rb") as file:
             rows += pq.ParquetFile(file).metadata.num_rows
-    with store.fs.open(path, "rb") as file:
+    with file_system_of(store, path).open(path, "rb") as file:
         parquet = pq.ParquetFile(file)
         wanted = [name for name in source.needed if name in parquet.schema_arrow.names]
         batch = next(parquet.iter_batches(_SAMPLED_ROWS, columns=wanted), None)
@@ -97,7 +98,7 @@ def _ours(row: Mapping[str, Any], source: SourceMap) -> dict[str, str]:
 
 def _head(store: Store, path: str) -> tuple[bytes, int]:
     """The beginning of a file, unpacked, to the end of a line; and how many of its bytes on disk that is."""
-    with store.fs.open(path, "rb") as file:
+    with file_system_of(store, path).open(path, "rb") as file:
         raw = file.read(_HEAD_BYTES)
     head = zlib.decompressobj(_GZIP).decompress(raw) if path.endswith(".gz") else raw
     whole = head.rfind(b"\n") + 1

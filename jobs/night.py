@@ -29,7 +29,7 @@ from jobs import sequences as encoding
 from jobs import sessionize as cutting
 from jobs import vocabulary as counting
 from jobs.cli import say
-from jobs.evaluate import evaluate
+from jobs.evaluate import evaluate, evaluation_hash
 from jobs.feeds import feed_tables
 from jobs.gating import SCORES_CHECK, check_scores, judge_challenger
 from jobs.inputs import file_system_of, find_inputs, load_key, load_source
@@ -62,7 +62,7 @@ class Night:
         self.source = load_source(arguments.source)
         self.date: date = arguments.date
         self.store = Store(arguments.root)
-        self.steps = Steps(self.store, self.date)
+        self.steps = Steps(self.store, self.date, arguments.bootstrap)
         self.metrics: dict[str, Any] = {"date": str(self.date), "code_version": code_version()}
 
     @cached_property
@@ -219,7 +219,7 @@ class Night:
             return "--train"
         if self.champion is None:
             return "no model is in use that could score"
-        last = latest_before(self.store, BUNDLE, self.date) or self.champion.date
+        last = latest_before(self.store, BUNDLE, self.date) or self.champion.model_version[: len("2024-05-01")]
         age = (self.date - date.fromisoformat(last)).days
         if age >= spec.train_every_days:
             return f"{age} days since the last training (nightly.train_every_days = {spec.train_every_days})"
@@ -281,7 +281,7 @@ class Night:
         if last == STEPS.index(TRAIN):
             return None
         challenger = str(identity(self.store, BUNDLE, dt))
-        made_of = {**self._of(TRAINING_SEQUENCES), "model": challenger, "config": config_hash(settings.evaluation)}
+        made_of = {**self._of(TRAINING_SEQUENCES), "model": challenger, "config": evaluation_hash(settings)}
 
         def rank() -> str:
             done = evaluate(settings, arguments.root, dt)
@@ -326,7 +326,7 @@ class Night:
         if self.champion is None:
             why = decision.why if decision else "not judged"
             raise ContractError(
-                f"The model trained for {self.date} did not pass the gate ({why}), and there is none before it: "
+                f"The model trained for {self.date} did not pass the gate ({why}), and none before it could score: "
                 f"nothing is scored. Look at evaluation/dt={self.date}, correct data or "
                 f"configuration, or run the night again with --accept {GATE}."
             )

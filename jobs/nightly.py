@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CHECK",
-        help=f"go on though this check fails, for this run: {', '.join(ACCEPTABLE)}",
+        help=f"go on though this check fails, for this night: {', '.join(ACCEPTABLE)}",
     )
     flags.add_argument("--until", choices=STEPS, default=STEPS[-1], help="the last step of this run (default: all)")
     return flags

@@ -70,7 +70,7 @@ class RunRecord:
             "seconds": round(time.monotonic() - self._started, 1),
             "exit_code": code,
             "error": self.error,
-            "root": self.root,
+            "root": store.root,
             "published": _published_day(store),
             "result": json.loads(json.dumps(self.result, default=str)),
         }
@@ -78,7 +78,7 @@ class RunRecord:
         _write_text(f"{folder}/metrics.json", json.dumps(content, indent=1, sort_keys=True) + "\n")
         _write_text(f"{folder}/metrics.prom", text)
         if os.environ.get(PROMETHEUS_DIR):
-            of = hashlib.sha256(str(self.root).encode()).hexdigest()[:8]
+            of = hashlib.sha256(store.root.encode()).hexdigest()[:8]
             _write_text(f"{os.environ[PROMETHEUS_DIR]}/interest_{self.job}-{of}.prom", text)
 
 

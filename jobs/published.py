@@ -79,14 +79,11 @@ def read_pointer(store: Store) -> Pointer:
 
 
 def release_before(pointer: Pointer, dt: date) -> Release | None:
-    """What is in use as a night begins: the current release, whatever came before it.
+    """What was in use as a night began: the latest to be published of those of earlier nights, not taken back.
 
-    Where that is of this night or a later one, which runs again: the latest of an earlier night, not taken back.
+    That need not be the one of the latest night: `publish` may have gone back to an earlier one.
     """
-    if pointer.current and pointer.current.date < str(dt):
-        return pointer.current
-    earlier = [release for release in pointer.releases if release.date < str(dt)]
-    return max(earlier, key=lambda release: release.date, default=None)
+    return next((release for release in pointer.releases if release.date < str(dt)), None)
 
 
 def publish(store: Store, dt: date, keep: int) -> Release:

@@ -36,8 +36,9 @@ class Steps:
     is skipped; after a kill the first step without a record goes on.
     """
 
-    def __init__(self, store: Store, dt: date) -> None:
-        self._store, self._dt = store, dt
+    def __init__(self, store: Store, dt: date, is_bootstrap: bool = False) -> None:
+        """is_bootstrap: the night needs nothing of the one before, so what retention emptied is made again."""
+        self._store, self._dt, self._is_bootstrap = store, dt, is_bootstrap
         self.folder = f"{store.root}/{NIGHTLY}/dt={dt}"
         self.runs: list[StepRun] = []
 
@@ -99,14 +100,17 @@ class Steps:
         return [asdict(run) for run in self.runs]
 
     def _identities(self, outputs: Sequence[Contract | str]) -> dict[str, str | None]:
-        return {str(getattr(table, "name", table)): identity(self._store, table, self._dt) for table in outputs}
+        return {
+            str(getattr(table, "name", table)): identity(self._store, table, self._dt, not self._is_bootstrap)
+            for table in outputs
+        }
 
 
-def identity(store: Store, table: Contract | str, dt: date | str) -> str | None:
-    """Hash of a partition that may be read or that retention emptied, None where it is missing or torn."""
+def identity(store: Store, table: Contract | str, dt: date | str, or_emptied: bool = True) -> str | None:
+    """Hash of a partition that may be read, or that retention emptied, None where it is missing or torn."""
     if isinstance(table, Contract):
         try:
-            is_emptied = store.fs.exists(f"{store.path(table.name, dt)}/{EMPTIED}")
+            is_emptied = or_emptied and store.fs.exists(f"{store.path(table.name, dt)}/{EMPTIED}")
             return (store.manifest(table.name, dt, "") if is_emptied else store.check(table, dt, "")).hash
         except ContractError:
             return None

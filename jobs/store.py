@@ -129,8 +129,8 @@ class Store:
             )
         if self.fs.exists(f"{where}/{EMPTIED}"):
             raise ContractError(
-                f"{where} has no rows any more: retention removed them (retention.nights in the configuration). Only "
-                f"the night after {dt} needs them; it can't be run again, later ones can."
+                f"{where} has no rows any more: retention removed them (retention.nights in the configuration). The "
+                f"night after {dt} can't be run again without them; later ones can."
             )
         sizes = dict(self.data_files(where))
         for expected in manifest.files:

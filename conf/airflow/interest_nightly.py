@@ -5,8 +5,8 @@ step; what the one before did is skipped, and so is what an attempt before did. 
 max_active_runs = 1, and each waits for the night before it.
 
 The first night takes in the log from its first day on, and trains. So it must come weeks later: after the days that are
-held out (sequences.split), and some to train on. It is INTEREST_FIRST_NIGHT in the environment of the scheduler, since
-the file itself needs it.
+held out (sequences.split), and some to train on. It is INTEREST_FIRST_NIGHT in the environment of the scheduler and of
+every worker, since the file itself needs it.
 """
 
 import os

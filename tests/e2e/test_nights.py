@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
+from features.categories import CategoryMap, read_categories
 from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABULARY, ContractError
 from features.events import RunDays, good_events, parse_events
 from features.sessions import CutRules, events_by_user
@@ -23,7 +24,7 @@ from jobs.sessionize import Sessionized, sessionize
 from jobs.settings import Settings, load_settings
 from jobs.store import MANIFEST, Store
 from jobs.vocabulary import build_vocabulary
-from tests.logs import SOURCE, line, write_log
+from tests.logs import HEADER, SOURCE, line, write_log
 
 MADE_BY = "jobs/sessionize.py"
 FIRST, SECOND, THIRD = date(2024, 3, 1), date(2024, 3, 2), date(2024, 3, 3)
@@ -151,7 +152,26 @@ def test_files_that_spark_would_not_read_are_named(spark: SparkSession, settings
     with pytest.raises(ContractError, match=r"raw holds \S+/00/1\.csv, in a sub-folder"):
         run(spark, settings, tmp_path / "out", str(tmp_path / "raw"), FIRST)
     write_log(tmp_path / "parts" / "hour=00" / "1.csv", line(when="2024-03-01 09:00"))
+    write_log(tmp_path / "parts" / "_temporary" / "0", "not of the log")
+    write_log(tmp_path / "parts" / ".cache" / "1.csv", "nor this")
     assert run(spark, settings, tmp_path / "out", (tmp_path / "parts").as_uri(), FIRST).rows_read == 1
+    (read,) = (path for path in Store(str(tmp_path / "out")).manifest(SESSIONS.name, FIRST, "").inputs)
+    assert read == f"{(tmp_path / 'parts').as_uri()}/hour=00/1.csv"
+
+
+def test_columns_without_a_name_or_alike_are_read_by_their_place(
+    spark: SparkSession, settings: Settings, tmp_path: Path
+) -> None:
+    for name, header in (("index", f",{HEADER}"), ("alike", f"x,{HEADER},x")):
+        row = line(item="a", when="2024-03-01 09:00")
+        log = write_log(tmp_path / f"{name}.csv", f"0,{row}" + (",1" if name == "alike" else ""), header=header)
+        done = run(spark, settings, tmp_path / name, log, FIRST)
+        assert (done.rows_read, done.rejected) == (1, {})
+        kinds = "k,item,k,kind" if name == "alike" else ",item,,kind"
+        items = write_log(tmp_path / f"{name}-items.csv", "7,a,8,c9", header=kinds)
+        layout = CategoryMap(format="csv", item="item", category="kind")
+        (found,) = read_categories(spark, layout, [items]).collect()
+        assert tuple(found) == ("a", "c9")
 
 
 def test_one_partition_or_many_give_the_same_rows(spark: SparkSession, settings: Settings, tmp_path: Path) -> None:

@@ -205,15 +205,24 @@ def test_one_goes_back_night_by_night_until_nothing_is_left(tmp_path: Path) -> N
     assert read_pointer(store) == Pointer(second, (first,), (third,))
     assert release_before(read_pointer(store), DAYS[5]) == second
     assert release_before(read_pointer(store), DAYS[1]) == first
-    publish(store, DAYS[0], 3)  # back to it, whatever came after
-    assert release_before(read_pointer(store), DAYS[5]) == first
-    publish(store, DAYS[1], 3)
     assert roll_back(store)[0] == first
     with pytest.raises(ContractError, match="is the only release"):
         roll_back(store)
     scores(store, DAYS[3])
     fourth = publish(store, DAYS[3], 3)
     assert read_pointer(store) == Pointer(fourth, (first,), (second, third))
+
+
+def test_after_a_way_back_to_any_night_that_one_is_in_use(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[:3]:
+        scores(store, day)
+        publish(store, day, 9)
+    first = publish(store, DAYS[0], 9)
+    assert release_before(read_pointer(store), DAYS[3]) == first
+    scores(store, DAYS[3])
+    publish(store, DAYS[3], 9)
+    assert release_before(read_pointer(store), DAYS[3]) == first  # as that night finds it when it is run again
 
 
 def test_the_command_publishes_shows_and_goes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
