@@ -82,11 +82,9 @@ def are_made_up(names: Sequence[str]) -> bool:
 
     Such a header is not compared with these names, as it would not fit them.
     """
-    bases = [name.removesuffix(str(place)) for place, name in enumerate(names)]
-    return any(
-        name == f"_c{place}" or (base != name and bases.count(base) > 1)
-        for place, (name, base) in enumerate(zip(names, bases, strict=True))
-    )
+    bases = [name.removesuffix(str(place)).lower() for place, name in enumerate(names)]
+    numbered = [base for base, name in zip(bases, names, strict=True) if base != name.lower()]  # all of those alike are
+    return len(numbered) > len(set(numbered)) or any(name == f"_c{place}" for place, name in enumerate(names))
 
 
 def with_categories(events: DataFrame, categories: DataFrame) -> DataFrame:

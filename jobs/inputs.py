@@ -185,9 +185,11 @@ def _files_below(store: Store, path: str) -> list[tuple[list[str], str, int]]:
     top = fsspec.core.url_to_fs(path)[1] if "://" in path else type(fs)._strip_protocol(path)
     found = []
     for name, info in fs.find(path, detail=True).items():
-        rest = name.removeprefix(top.rstrip("/"))
-        parts = rest.strip("/").split("/") if rest != name else [posixpath.basename(name)]
+        rest = name.removeprefix(top.rstrip("/")) if name.startswith(top) else name
+        parts = (rest.strip("/") or posixpath.basename(name)).split("/")
         if not any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts):
-            spelled = f"{path.rstrip('/')}{rest}" if "://" in path and rest != name else name
+            spelled = name
+            if "://" in path:
+                spelled = f"{path.rstrip('/')}{rest}" if top.strip("/") else fs.unstrip_protocol(name)
             found.append((parts[:-1], spelled, int(info["size"])))
     return found

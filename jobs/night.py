@@ -62,7 +62,11 @@ class Night:
         self.source = load_source(arguments.source)
         self.date: date = arguments.date
         self.store = Store(arguments.root)
-        self.steps = Steps(self.store, self.date, arguments.bootstrap)
+        eve = first - timedelta(days=1)
+        can_be_made_again = (
+            arguments.bootstrap or identity(self.store, OPEN_SESSIONS, eve, or_emptied=False) is not None
+        )
+        self.steps = Steps(self.store, self.date, can_be_made_again)
         self.metrics: dict[str, Any] = {"date": str(self.date), "code_version": code_version()}
 
     @cached_property

@@ -79,9 +79,10 @@ def read_pointer(store: Store) -> Pointer:
 
 
 def release_before(pointer: Pointer, dt: date) -> Release | None:
-    """What was in use as a night began: the latest to be published of those of earlier nights, not taken back.
+    """What is in use as a night begins: the latest to be published of those of earlier nights, not taken back.
 
-    That need not be the one of the latest night: `publish` may have gone back to an earlier one.
+    That need not be the one of the latest night: `publish` may have gone back to an earlier one. It counts as a new
+    publication, so a look at an earlier night and back is better taken by hand, or with `roll_back`.
     """
     return next((release for release in pointer.releases if release.date < str(dt)), None)
 

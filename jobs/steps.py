@@ -36,9 +36,9 @@ class Steps:
     is skipped; after a kill the first step without a record goes on.
     """
 
-    def __init__(self, store: Store, dt: date, is_bootstrap: bool = False) -> None:
-        """is_bootstrap: the night needs nothing of the one before, so what retention emptied is made again."""
-        self._store, self._dt, self._is_bootstrap = store, dt, is_bootstrap
+    def __init__(self, store: Store, dt: date, remakes_emptied: bool = False) -> None:
+        """remakes_emptied: a step whose output retention emptied is done again, instead of counted as done."""
+        self._store, self._dt, self._remakes_emptied = store, dt, remakes_emptied
         self.folder = f"{store.root}/{NIGHTLY}/dt={dt}"
         self.runs: list[StepRun] = []
 
@@ -101,7 +101,7 @@ class Steps:
 
     def _identities(self, outputs: Sequence[Contract | str]) -> dict[str, str | None]:
         return {
-            str(getattr(table, "name", table)): identity(self._store, table, self._dt, not self._is_bootstrap)
+            str(getattr(table, "name", table)): identity(self._store, table, self._dt, not self._remakes_emptied)
             for table in outputs
         }
 

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.categories import CategoryMap, read_categories
+from features.categories import CategoryMap, are_made_up, read_categories
 from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABULARY, ContractError
 from features.events import RunDays, good_events, parse_events
 from features.sessions import CutRules, events_by_user
@@ -157,6 +157,15 @@ def test_files_that_spark_would_not_read_are_named(spark: SparkSession, settings
     assert run(spark, settings, tmp_path / "out", (tmp_path / "parts").as_uri(), FIRST).rows_read == 1
     (read,) = (path for path in Store(str(tmp_path / "out")).manifest(SESSIONS.name, FIRST, "").inputs)
     assert read == f"{(tmp_path / 'parts').as_uri()}/hour=00/1.csv"
+    hidden = write_log(tmp_path / "_1.csv", line(when="2024-03-01 09:00"))
+    with pytest.raises(ContractError, match=r"_1\.csv: no such file, or a folder without files"):
+        run(spark, settings, tmp_path / "out", hidden, FIRST)
+    assert [are_made_up(names) for names in (["a", "b1", "b2"], ["b0", "c", "B2"], ["_c0", "b"], ["b", "b1"])] == [
+        True,  # two alike, or named so: not to be told apart
+        True,
+        True,
+        False,
+    ]
 
 
 def test_columns_without_a_name_or_alike_are_read_by_their_place(
