@@ -1,7 +1,9 @@
 """What a second worker brings: stages on a standalone cluster of one worker, then of two, each bound to its own core.
 
-The driver is this process, bound to nothing. Starting it and the executors is not counted: each stage runs once before
-it is timed. What two workers write is compared with what one wrote before any time counts.
+The driver is this process, bound to nothing. Starting it and the executors is not counted: before a stage is timed, it
+runs once for each worker, so that an executor has done as much in both cases and its JVM has compiled as much. Several
+rounds, each with a cluster of its own, take turns with one worker and two, as a shared machine's speed drifts. What two
+workers write is compared with what one wrote before any time counts.
 """
 
 import argparse
@@ -38,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--events", type=int, default=20_000_000, help="events to sessionize (default: 20,000,000)")
     parser.add_argument("--users", type=int, default=500_000, help="users to score (default: 500,000)")
     parser.add_argument("--items", type=int, default=20_000, help="items of the vocabulary (default: 20,000)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each; the median is reported (default: 3)")
+    parser.add_argument("--runs", type=int, default=2, help="timed runs of each in a round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="clusters started; medians of all runs (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="write JSON lines there; - for standard output")
     arguments = parser.parse_args(argv)
     cores = sorted(os.sched_getaffinity(0))
@@ -68,23 +71,24 @@ def _measured(place: Path, cores: Sequence[int], arguments: argparse.Namespace) 
             lambda spark: score(spark, settings, str(world), DAY, bundle, full=True),
         )
     package.main(["--into", str(place / "dist"), "--code-only"])
-    seconds: dict[str, list[float]] = {}
-    digests: dict[str, list[int]] = {}
+    seconds: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in works}
+    digests: dict[str, set[int]] = {name: set() for name in works}
     peak_mib = 0.0
-    found = cluster.up(place / "cluster", workers=0)
-    try:
-        for number, core in enumerate(cores, 1):
-            prefix = ("taskset", "--cpu-list", str(core))
-            found = cluster.add_worker(found, f"worker-{number}", 1, _WORKER_MIB, prefix=prefix)
-            with peak_memory() as peak:
-                for name, times, digest in _timed(found.master, place, works, arguments.runs):
-                    seconds.setdefault(name, []).append(median(times))
-                    digests.setdefault(name, []).append(digest)
-            peak_mib = max(peak_mib, peak.mib)
-    finally:
-        cluster.down(place / "cluster")
-    for name, (one, two) in digests.items():
-        if one != two:
+    for _ in range(arguments.rounds):
+        found = cluster.up(place / "cluster", workers=0)
+        try:
+            for number, core in enumerate(cores):
+                prefix = ("taskset", "--cpu-list", str(core))
+                found = cluster.add_worker(found, f"worker-{number + 1}", 1, _WORKER_MIB, prefix=prefix)
+                with peak_memory(every_s=1.0) as peak:  # rarely: the sampler works on the workers' cores
+                    for name, times, digest in _timed(found.master, place, works, number + 1, arguments.runs):
+                        seconds[name][number].extend(times)
+                        digests[name].add(digest)
+                peak_mib = max(peak_mib, peak.mib)
+        finally:
+            cluster.down(place / "cluster")
+    for name, written in digests.items():
+        if len(written) > 1:
             raise RuntimeError(f"{name}: two workers wrote other rows than one; no time counts.")
     return [
         Row(
@@ -92,11 +96,11 @@ def _measured(place: Path, cores: Sequence[int], arguments: argparse.Namespace) 
             f"{name}, {works[name][0]}",
             "time",
             "s",
-            two,
-            one,
+            median(two),
+            median(one),
             "one worker",
             "lower",
-            arguments.runs,
+            len(two),
             peak_mib,
         )
         for name, (one, two) in seconds.items()
@@ -104,7 +108,7 @@ def _measured(place: Path, cores: Sequence[int], arguments: argparse.Namespace) 
 
 
 def _timed(
-    master: str, place: Path, works: dict[str, tuple[str, Callable[[SparkSession], object]]], runs: int
+    master: str, place: Path, works: dict[str, tuple[str, Callable[[SparkSession], object]]], n_workers: int, runs: int
 ) -> list[tuple[str, list[float], int]]:
     """Every piece of work on the cluster as it is: name, seconds of each run, digest of what it wrote."""
     builder = SparkSession.builder.master(master)
@@ -124,13 +128,14 @@ def _timed(
     found = []
     try:
         for name, (_, work) in works.items():
-            work(spark)
             times = []
-            for _ in range(runs):
+            for _ in range(n_workers + runs):
                 started = monotonic()
                 work(spark)
                 times.append(monotonic() - started)
-            found.append((name, times, _digest(place, name)))
+            each = ", ".join(f"{time:.2f}" for time in times[n_workers:])
+            print(f"{name}, workers: {n_workers}, cold: {times[0]:.2f} s, timed: {each} s", file=sys.stderr)
+            found.append((name, times[n_workers:], _digest(place, name)))
     finally:
         spark.stop()
     return found
