@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 
 from features import columns as c
 from features.contracts import ContractError
+from features.csv_files import csv_columns, read_csv, text_schema
 
 _ITEM, _CATEGORY = "item", "category"  # columns that a json_object is read as
 _CORRUPT = "_corrupt_line"  # of a CSV file: a line that does not fit
@@ -77,16 +78,6 @@ def read_categories(spark: SparkSession, layout: CategoryMap, paths: Sequence[st
     return whole.groupBy(c.ITEM_ID).agg(first[c.CATEGORY_ID].alias(c.CATEGORY_ID))
 
 
-def are_made_up(names: Sequence[str]) -> bool:
-    """Whether Spark gave some columns of a CSV file other names than its header: of those without one, or alike.
-
-    Such a header is not compared with these names, as it would not fit them.
-    """
-    bases = [name.removesuffix(str(place)).lower() for place, name in enumerate(names)]
-    numbered = [base for base, name in zip(bases, names, strict=True) if base != name.lower()]  # all of those alike are
-    return len(numbered) > len(set(numbered)) or any(name == f"_c{place}" for place, name in enumerate(names))
-
-
 def with_categories(events: DataFrame, categories: DataFrame) -> DataFrame:
     """Events with the category of their item instead of their own; null where the item has none.
 
@@ -103,25 +94,11 @@ def _rows(spark: SparkSession, layout: CategoryMap, paths: Sequence[str]) -> Dat
         entries = F.explode(F.from_json("value", "map<string,string>"))
         return spark.read.text(list(paths), wholetext=True).select(entries.alias(_ITEM, _CATEGORY))
     if layout.format == "json":
-        return spark.read.json(list(paths), schema=", ".join(f"`{name}` string" for name in layout.needed))
+        return spark.read.json(list(paths), schema=text_schema(layout.needed))
     if layout.format == "parquet":
         rows = spark.read.parquet(*paths)
     else:
-        names = list(layout.names)
-        if layout.header:
-            names = spark.read.csv(list(paths), sep=layout.delimiter, header=True).columns or list(layout.needed)
-        # Without this the reader skips columns that nothing uses, and then takes a torn row for a good one.
-        rows = spark.read.option("columnPruning", False).csv(
-            list(paths),
-            schema=", ".join(f"`{name}` string" for name in [*names, _CORRUPT]),
-            sep=layout.delimiter,
-            quote='"',
-            escape='"',
-            header=layout.header,
-            enforceSchema=not layout.header or are_made_up(names),
-            mode="PERMISSIVE",
-            columnNameOfCorruptRecord=_CORRUPT,
-        )
+        rows = read_csv(spark, layout, paths, csv_columns(spark, layout, paths), _CORRUPT)
         rows = rows.where(F.col(_CORRUPT).isNull()).drop(_CORRUPT)
     missing = [name for name in layout.needed if name not in rows.columns]
     if missing:

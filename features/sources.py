@@ -9,8 +9,9 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from features import columns as c
-from features.categories import CategoryMap, are_made_up
+from features.categories import CategoryMap
 from features.contracts import ContractError
+from features.csv_files import csv_columns, read_csv, text_schema
 
 CORRUPT = "_corrupt_row"
 _REQUIRED = (c.USER_ID, c.ITEM_ID, c.EVENT_TIME)
@@ -84,22 +85,9 @@ def read_log(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> Da
         return raw.withColumn(CORRUPT, F.lit(None).cast("string"))
     if source.format == "json":
         return _read_json(spark, source, paths)
-    names = list(source.names)
-    if source.header:  # the first line that there is; where no file has one, there is no row to read either
-        names = spark.read.csv(list(paths), sep=source.delimiter, header=True).columns or source.needed
+    names = csv_columns(spark, source, paths)
     _require_columns(source, names, paths)
-    # Without this the reader skips columns that nothing uses, and then takes a torn row for a good one.
-    return spark.read.option("columnPruning", False).csv(
-        list(paths),
-        schema=_text_schema([*names, CORRUPT]),
-        sep=source.delimiter,
-        quote='"',
-        escape='"',
-        header=source.header,
-        enforceSchema=not source.header or are_made_up(names),
-        mode="PERMISSIVE",
-        columnNameOfCorruptRecord=CORRUPT,
-    )
+    return read_csv(spark, source, paths, names, CORRUPT)
 
 
 def to_time(value: Column, unit: str, kind: T.DataType) -> Column:
@@ -123,10 +111,10 @@ def to_time(value: Column, unit: str, kind: T.DataType) -> Column:
 
 def _read_json(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> DataFrame:
     plain = [name for name in source.needed if name not in source._listed]
-    schema = _text_schema([*plain, CORRUPT])
+    schema = text_schema([*plain, CORRUPT])
     if source.explode:
         fields = [name.removeprefix(f"{source.explode}.") for name in source._listed]
-        schema = T.StructType([*schema, T.StructField(source.explode, T.ArrayType(_text_schema(fields)))])
+        schema = T.StructType([*schema, T.StructField(source.explode, T.ArrayType(text_schema(fields)))])
     raw = spark.read.json(list(paths), schema=schema, mode="PERMISSIVE", columnNameOfCorruptRecord=CORRUPT)
     if not source.explode:
         return raw
@@ -134,10 +122,6 @@ def _read_json(spark: SparkSession, source: SourceMap, paths: Sequence[str]) -> 
     exploded = raw.select(*(f"`{name}`" for name in [*plain, CORRUPT]), F.explode_outer(whole).alias("_entry"))
     entries = [F.col("_entry").getField(field).alias(f"{source.explode}.{field}") for field in fields]
     return exploded.select(*(f"`{name}`" for name in plain), *entries, CORRUPT)
-
-
-def _text_schema(names: Sequence[str]) -> T.StructType:
-    return T.StructType([T.StructField(name, T.StringType()) for name in names])
 
 
 def _require_columns(source: SourceMap, found: Sequence[str], paths: Sequence[str]) -> None:

@@ -50,6 +50,7 @@ class Removals:
 def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer, dt: date) -> Removals:
     """What goes after a night: older than the newest of its table up to that night, and needed by nothing that stays.
 
+    What lies before all of that without a manifest goes too.
     Later nights stay as they are: where an old one is run again, these are next, and each needs the one before it.
     Needed are: layers and vocabularies of kept sequences, scores and sequences of the published night, the model of
     every release, and the open sessions and held events of the nights on whose sequences another layer may be laid.
@@ -73,6 +74,7 @@ def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer, dt: date)
     newest |= {(table, day) for table in _NEEDS if table not in spec.nights for day in store.dates(table)}
     kept = _closed(store, newest)
     old = [(table, day) for table, found in days.items() for day in found if (table, day) not in kept]
+    old += [part for table, found in days.items() for part in _unfinished(store, table, found, kept)]
     runs = days_of_runs(store)
     return Removals(
         tuple(part for part in old if part[0] not in _LINKS),
@@ -116,6 +118,17 @@ def _closed(store: Store, parts: set[Part]) -> set[Part]:
                 kept.add((of, day))
                 waiting.append((of, day))
     return kept
+
+
+def _unfinished(store: Store, table: str, finished: list[str], kept: set[Part]) -> list[Part]:
+    """Parts without a manifest from before the oldest that is kept: of a removal that was cut off, or a failed write.
+
+    Those of a training that came to no bundle have checkpoints and curves alone.
+    """
+    places = (BUNDLE, *_OF_TRAINING) if table == BUNDLE else (table,)
+    found = {day for place in places for day in store.days(place)} - set(finished)
+    oldest = min((day for of, day in kept if of == table), default="")
+    return [(table, day) for day in sorted(found) if day < oldest]
 
 
 def _part(path: str) -> Part:

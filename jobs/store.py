@@ -87,13 +87,16 @@ class Store:
 
     def dates(self, table: str) -> list[str]:
         """Days of the partitions that may be read, rising."""
+        return [dt for dt in self.days(table) if self.fs.exists(f"{self.path(table, dt)}/{MANIFEST}")]
+
+    def days(self, table: str) -> list[str]:
+        """Days of all partitions, rising: also of those that a write or a removal left without their manifest."""
         folder = f"{self.root}/{table}"
         self.fs.invalidate_cache(folder)  # other processes write here too, a training's ranks for one
         if not self.fs.exists(folder):
             return []
         names = (posixpath.basename(path.rstrip("/")) for path in self.fs.ls(folder, detail=False))
-        days = sorted(name[3:] for name in names if name.startswith("dt="))
-        return [dt for dt in days if self.fs.exists(f"{self.path(table, dt)}/{MANIFEST}")]
+        return sorted(name[3:] for name in names if name.startswith("dt="))
 
     def manifest(self, table: str, dt: date | str, made_by: str) -> Manifest:
         """Manifest of a partition, or a ContractError that says which job makes it (`made_by`)."""

@@ -1,7 +1,7 @@
 """Simple predictors that a model must beat, fitted on training windows only, each with the model's own interface.
 
 B rows, L time, W windows, n events, S sessions, V ids of a vocabulary. Scores are not probabilities: only their order
-counts. Where a baseline knows nothing, popularity decides, so that none of them loses by ties alone.
+counts. Where a baseline knows nothing, popularity decides, as ties count against who makes them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from features.columns import CATEGORY, FIRST_GAP, FIRST_ID, GAP, ITEM, MICROS, P
 from model.evaluation import Channels, Ranker, Scores
 from model.metrics import Floats, Ints, Longs
 
-# A weight for popularity that orders equal scores and changes no others: scores it is added to differ by more.
+# A weight for popularity that orders what has no score and changes no others; beside equal scores 32 bits lose it.
 _TIE_WEIGHT = np.float32(1e-6)
 
 

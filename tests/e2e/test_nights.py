@@ -11,8 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from features import columns as c
-from features.categories import CategoryMap, are_made_up, read_categories
+from features.categories import CategoryMap, read_categories
 from features.contracts import OPEN_SESSIONS, REJECTED_EVENTS, SESSIONS, VOCABULARY, ContractError
+from features.csv_files import are_made_up
 from features.events import RunDays, good_events, parse_events
 from features.sessions import CutRules, events_by_user
 from features.sources import read_log

@@ -294,6 +294,28 @@ def test_a_night_that_is_run_again_leaves_what_it_wrote_and_what_came_after(tmp_
     assert removals.runs == (str(DAYS[0]),)
 
 
+def test_what_a_cut_off_removal_or_a_failed_training_left_goes_with_the_next_night(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for day in DAYS[2:]:
+        table(store, SEQUENCES, day)
+        bundle(store, day, "m")
+    for day in (DAYS[1], DAYS[5]):
+        store.retract(SEQUENCES, day)
+    left = [tmp_path / place / f"dt={DAYS[0]}" for place in (SEQUENCES.name, "_checkpoints", "_training")]
+    younger = [tmp_path / "_checkpoints" / f"dt={DAYS[5]}", Path(store.path(SEQUENCES.name, DAYS[5]))]
+    for folder in (*left, *younger):
+        folder.mkdir(parents=True, exist_ok=True)
+    spec = RetentionSpec(nights={SEQUENCES.name: 1, "bundle": 3}, runs=1, releases=2)
+    removals = plan_removals(store, spec, Pointer(), DAYS[5])
+    assert (SEQUENCES.name, str(DAYS[0])) in removals.partitions
+    remove(store, removals)
+    assert not any(folder.exists() for folder in left)
+    assert all(folder.exists() for folder in younger)
+    assert store.days(SEQUENCES.name) == [str(day) for day in DAYS[4:]]
+    assert store.days("bundle") == [str(day) for day in DAYS[3:]]
+    assert plan_removals(store, spec, Pointer(), DAYS[5]).n == 0
+
+
 def test_retention_removes_releases_that_the_pointer_forgot(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for day in DAYS[:4]:
