@@ -1,8 +1,9 @@
 """What a second worker brings: stages on a standalone cluster of one worker, then of two, each bound to its own core.
 
 The driver is this process, bound to nothing. Starting it and the executors is not counted: before a stage is timed, it
-runs once for each worker, so that an executor has done as much in both cases and its JVM has compiled as much. Several
-rounds, each with a cluster of its own, take turns with one worker and two, as a shared machine's speed drifts. What two
+runs once for each worker, so that an executor has done as much when timing starts and its JVM has compiled as much.
+Several rounds, each with a cluster of its own, take turns, as a shared machine's speed drifts. The first run is printed
+beside the timed ones, as "cold": executors are started in it, and with two the second worker, too. What two
 workers write is compared with what one wrote before any time counts.
 """
 

@@ -74,10 +74,10 @@ def plan_removals(store: Store, spec: RetentionSpec, pointer: Pointer, dt: date)
     newest |= {(table, day) for table in _NEEDS if table not in spec.nights for day in store.dates(table)}
     kept = _closed(store, newest)
     old = [(table, day) for table, found in days.items() for day in found if (table, day) not in kept]
-    old += [part for table, found in days.items() for part in _unfinished(store, table, found, kept)]
+    unfinished = [part for table, found in days.items() for part in _unfinished(store, table, found, kept)]
     runs = days_of_runs(store)
     return Removals(
-        tuple(part for part in old if part[0] not in _LINKS),
+        (*(part for part in old if part[0] not in _LINKS), *unfinished),
         tuple(part for part in old if part[0] in _LINKS and _has_files(store, part)),
         tuple(unused_releases(store, pointer)),
         tuple(day for day in runs if day not in stay(runs, spec.runs)),
@@ -121,14 +121,13 @@ def _closed(store: Store, parts: set[Part]) -> set[Part]:
 
 
 def _unfinished(store: Store, table: str, finished: list[str], kept: set[Part]) -> list[Part]:
-    """Parts without a manifest from before the oldest that is kept: of a removal that was cut off, or a failed write.
+    """Parts without a manifest from before the oldest that is kept: of a removal, or a publication, that was cut off.
 
-    Those of a training that came to no bundle have checkpoints and curves alone.
+    Not of bundles: a training may run beside a night, and has checkpoints and perhaps half a bundle.
     """
-    places = (BUNDLE, *_OF_TRAINING) if table == BUNDLE else (table,)
-    found = {day for place in places for day in store.days(place)} - set(finished)
     oldest = min((day for of, day in kept if of == table), default="")
-    return [(table, day) for day in sorted(found) if day < oldest]
+    left = [] if table == BUNDLE else sorted(set(store.days(table)) - set(finished))
+    return [(table, day) for day in left if day < oldest]
 
 
 def _part(path: str) -> Part:

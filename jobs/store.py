@@ -3,6 +3,7 @@
 import hashlib
 import json
 import posixpath
+import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -96,7 +97,7 @@ class Store:
         if not self.fs.exists(folder):
             return []
         names = (posixpath.basename(path.rstrip("/")) for path in self.fs.ls(folder, detail=False))
-        return sorted(name[3:] for name in names if name.startswith("dt="))
+        return sorted(name[3:] for name in names if re.fullmatch(r"dt=\d{4}-\d\d-\d\d", name))
 
     def manifest(self, table: str, dt: date | str, made_by: str) -> Manifest:
         """Manifest of a partition, or a ContractError that says which job makes it (`made_by`)."""

@@ -15,7 +15,7 @@ from features.columns import CATEGORY, FIRST_GAP, FIRST_ID, GAP, ITEM, MICROS, P
 from model.evaluation import Channels, Ranker, Scores
 from model.metrics import Floats, Ints, Longs
 
-# A weight for popularity that orders what has no score and changes no others; beside equal scores 32 bits lose it.
+# A weight for popularity that orders what has no score and changes no others; beside scores 32 bits hold little of it.
 _TIE_WEIGHT = np.float32(1e-6)
 
 

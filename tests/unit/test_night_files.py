@@ -294,25 +294,28 @@ def test_a_night_that_is_run_again_leaves_what_it_wrote_and_what_came_after(tmp_
     assert removals.runs == (str(DAYS[0]),)
 
 
-def test_what_a_cut_off_removal_or_a_failed_training_left_goes_with_the_next_night(tmp_path: Path) -> None:
+def test_what_a_cut_off_removal_left_goes_with_the_next_night(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     for day in DAYS[2:]:
         table(store, SEQUENCES, day)
+        table(store, OPEN_SESSIONS, day)
         bundle(store, day, "m")
     for day in (DAYS[1], DAYS[5]):
         store.retract(SEQUENCES, day)
-    left = [tmp_path / place / f"dt={DAYS[0]}" for place in (SEQUENCES.name, "_checkpoints", "_training")]
-    younger = [tmp_path / "_checkpoints" / f"dt={DAYS[5]}", Path(store.path(SEQUENCES.name, DAYS[5]))]
-    for folder in (*left, *younger):
+    left = [tmp_path / name / f"dt={DAYS[0]}" for name in (SEQUENCES.name, OPEN_SESSIONS.name)]
+    # Written to still, a training's (it may run beside a night), and somebody's own.
+    others = [Path(store.path(SEQUENCES.name, DAYS[5])), tmp_path / SEQUENCES.name / f"dt={DAYS[0]}.bak"]
+    others += [tmp_path / name / f"dt={DAYS[0]}" for name in ("_checkpoints", "_training", "bundle")]
+    for folder in (*left, *others):
         folder.mkdir(parents=True, exist_ok=True)
-    spec = RetentionSpec(nights={SEQUENCES.name: 1, "bundle": 3}, runs=1, releases=2)
+    spec = RetentionSpec(nights={SEQUENCES.name: 1, OPEN_SESSIONS.name: 4, "bundle": 3}, runs=1, releases=2)
     removals = plan_removals(store, spec, Pointer(), DAYS[5])
     assert (SEQUENCES.name, str(DAYS[0])) in removals.partitions
     remove(store, removals)
     assert not any(folder.exists() for folder in left)
-    assert all(folder.exists() for folder in younger)
+    assert all(folder.exists() for folder in others)
     assert store.days(SEQUENCES.name) == [str(day) for day in DAYS[4:]]
-    assert store.days("bundle") == [str(day) for day in DAYS[3:]]
+    assert store.dates("bundle") == [str(day) for day in DAYS[3:]]
     assert plan_removals(store, spec, Pointer(), DAYS[5]).n == 0
 
 
